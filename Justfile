@@ -1,0 +1,17 @@
+# Recipes of rds-csi. Run them with ./justw RECIPE: it makes the environment that they need.
+set positional-arguments
+
+# List the recipes.
+default:
+    @just --list --unsorted
+
+# Style, types and import contracts.
+check:
+    ruff check .
+    ruff format --check .
+    mypy
+    lint-imports
+
+# What continuous integration runs.
+test *ARGS: check
+    pytest -m "not long" "$@"
