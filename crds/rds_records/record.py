@@ -1,0 +1,317 @@
+"""The typed VolumeAttachmentRecord (frozen); unknown fields, written by another version, are kept as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic.alias_generators import to_camel
+
+from rds_records.names import API_GROUP, API_VERSION, KIND, record_name
+
+MAX_HISTORY = 10
+"""Closed windows kept on a record; entries that still wait for their result are kept beyond it."""
+
+MAX_OUTBOX = 32
+MAX_REFUSALS = 4
+MAX_ATTACHMENTS = 16
+
+
+def format_time(moment: datetime) -> str:
+    """Return the moment as RFC 3339 in UTC with milliseconds, the form of every time on a record."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Time = Annotated[datetime, PlainSerializer(format_time, return_type=str, when_used="json")]
+
+
+class _Part(BaseModel):
+    """A piece of a record: frozen, camelCase on the wire, and tolerant of fields that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", alias_generator=to_camel, populate_by_name=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with these fields changed."""
+        return self.model_copy(update=changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the wire form; what is unset is left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class VolumeMode(StrEnum):
+    """How the volume is presented to a pod."""
+
+    BLOCK = "Block"
+    FILESYSTEM = "Filesystem"
+
+
+class AccessMode(StrEnum):
+    """Kubernetes' access modes."""
+
+    READ_WRITE_ONCE = "ReadWriteOnce"
+    READ_WRITE_ONCE_POD = "ReadWriteOncePod"
+    READ_ONLY_MANY = "ReadOnlyMany"
+    READ_WRITE_MANY = "ReadWriteMany"
+
+    @property
+    def multi_node(self) -> bool:
+        """Whether more than one node may hold the volume."""
+        return self in {AccessMode.READ_ONLY_MANY, AccessMode.READ_WRITE_MANY}
+
+
+class DualAttachPolicy(StrEnum):
+    """Who may be the second node of a multi-node volume."""
+
+    KUBEVIRT = "KubeVirt"
+    """Only a node that a KubeVirt live migration of the very VM explains."""
+
+    ANY_TWO_NODES = "AnyTwoNodes"
+    """Any second node; every dual attachment counts as a migration."""
+
+
+class Result(StrEnum):
+    """How a migration window ended; each window gets exactly one."""
+
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    TIMED_OUT = "TimedOut"
+
+
+class Phase(StrEnum):
+    """One word for people, derived from the rest of the status."""
+
+    DETACHED = "Detached"
+    ATTACHED = "Attached"
+    MIGRATING = "Migrating"
+    OVERDUE = "Overdue"
+
+
+class Origin(StrEnum):
+    """What opened a migration window."""
+
+    PUBLISH = "Publish"
+    IMPORTED = "Imported"
+
+
+class Announcement(StrEnum):
+    """What an outbox entry tells."""
+
+    STARTED = "Started"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    TIMED_OUT = "TimedOut"
+    ENDED = "Ended"
+    """A window closed whose result had been announced before."""
+    COLLAPSED = "Collapsed"
+    """Totals of entries for which the outbox had no room."""
+
+
+class Target(_Part):
+    """Where the box serves the volume."""
+
+    nqn: str
+    slot: str
+    file_path: str
+    address: str | None = None
+    """Only where the StorageClass names one; else the driver's ``--nvme-address``."""
+    port: int | None = None
+
+
+class Spec(_Part):
+    """Identity and policy of the volume."""
+
+    volume_handle: str
+    volume_mode: VolumeMode
+    access_mode: AccessMode
+    capacity_bytes: int
+    persistent_volume_name: str | None = None
+    target: Target | None = None
+    dual_attach_policy: DualAttachPolicy = DualAttachPolicy.KUBEVIRT
+    migration_timeout_seconds: int | None = None
+
+
+class Attachment(_Part):
+    """One node that was told that it may use the volume."""
+
+    node_name: str
+    id: str
+    access_mode: AccessMode
+    read_only: bool = False
+    attach_time: Time
+
+
+class ObjectReference(_Part):
+    """A namespaced object and its uid."""
+
+    namespace: str
+    name: str
+    uid: str | None = None
+
+
+class Window(_Part):
+    """A time during which two nodes hold the volume; roles are fixed when it opens."""
+
+    id: str
+    origin: Origin
+    source_node: str
+    target_node: str
+    start_time: Time
+    timeout_seconds: int | None = None
+    deadline_time: Time | None = None
+    result: Result | None = None
+    result_time: Time | None = None
+    kubevirt_result: Result | None = None
+    reason: str | None = None
+    live_node: str | None = None
+    vmi: ObjectReference | None = None
+    migration_name: str | None = None
+    migration_uid: str | None = Field(default=None, alias="migrationUID")
+
+
+class ClosedWindow(Window):
+    """A window that ended; without a result it waits for KubeVirt's verdict."""
+
+    end_time: Time
+    left_node: str | None = None
+    duration_seconds: float
+    """From start to end, never below 0."""
+
+
+class Counts(_Part):
+    """Totals of announcements that the outbox had no room for."""
+
+    started: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    timed_out: int = 0
+
+
+class OutboxEntry(_Part):
+    """A transition that was decided and is not yet reported."""
+
+    id: str
+    kind: Announcement
+    time: Time
+    source_node: str = ""
+    target_node: str = ""
+    message: str = ""
+    duration_seconds: float | None = None
+    """Present where a window closed with this transition: the time that both nodes were attached."""
+    clock_clamped: bool | None = None
+    """True where the clocks said that the window ended before it began; its duration is then 0."""
+    counts: Counts | None = None
+    reported_by: str | None = None
+    """The operator life that counted it."""
+
+
+class Refusal(_Part):
+    """A node that was told no."""
+
+    node_name: str
+    reason: str
+    message: str
+    first_time: Time
+    last_time: Time
+    count: int
+
+
+class Condition(_Part):
+    """A metav1.Condition."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+    last_transition_time: Time
+    observed_generation: int | None = None
+
+
+class Status(_Part):
+    """What was decided and observed."""
+
+    initialized: bool | None = None
+    """Absent: nothing is known yet, which never means that nobody is attached."""
+    deleting: bool | None = None
+    attachments: tuple[Attachment, ...] = ()
+    migration: Window | None = None
+    history: tuple[ClosedWindow, ...] = ()
+    """Oldest first."""
+    outbox: tuple[OutboxEntry, ...] = ()
+    over_attached: bool | None = None
+    refusals: tuple[Refusal, ...] = ()
+    claim_ref: ObjectReference | None = None
+    vmi: ObjectReference | None = None
+    phase: Phase | None = None
+    nodes: str | None = None
+    conditions: tuple[Condition, ...] = ()
+    observed_generation: int | None = None
+
+    def attachment_of(self, node: str) -> Attachment | None:
+        """Return the node's attachment, or None."""
+        return next((held for held in self.attachments if held.node_name == node), None)
+
+    def condition(self, kind: str) -> Condition | None:
+        """Return the condition of that type, or None."""
+        return next((condition for condition in self.conditions if condition.type == kind), None)
+
+
+def _labels(value: object) -> Mapping[str, str]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+class Metadata(_Part):
+    """What this project uses of an object's metadata."""
+
+    name: str
+    uid: str | None = None
+    resource_version: str | None = None
+    generation: int | None = None
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    finalizers: tuple[str, ...] = ()
+    annotations: Annotated[Mapping[str, str], BeforeValidator(_labels)] = Field(default_factory=dict)
+
+
+class Record(_Part):
+    """One volume: who may use it, who uses it, and how its migrations went."""
+
+    metadata: Metadata
+    spec: Spec
+    status: Status = Status()
+
+    @property
+    def handle(self) -> str:
+        """The volume handle."""
+        return self.spec.volume_handle
+
+    @property
+    def initialized(self) -> bool:
+        """Whether the status says anything at all."""
+        return bool(self.status.initialized)
+
+    @property
+    def terminating(self) -> bool:
+        """Whether the object is being deleted."""
+        return self.metadata.deletion_timestamp is not None
+
+    def with_status(self, **changes: Any) -> Record:
+        """Return a copy with these status fields changed."""
+        return self.replace(status=self.status.replace(**changes))
+
+    @classmethod
+    def new(cls, spec: Spec, finalizers: tuple[str, ...] = ()) -> Record:
+        """Return a record that is not in the API server yet."""
+        return cls(metadata=Metadata(name=record_name(spec.volume_handle), finalizers=finalizers), spec=spec)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Record:
+        """Read the wire form; raises pydantic.ValidationError where the object is no record."""
+        return cls.model_validate(body)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole object as the API server takes it."""
+        return {"apiVersion": f"{API_GROUP}/{API_VERSION}", "kind": KIND, **super().to_json()}
