@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from kubernetes.utils.quantity import parse_quantity
+
 from rds_records.names import DRIVER_NAME, attacher_finalizer, file_path_for, nqn_for, slot_for
 from rds_records.record import AccessMode, Attachment, Condition, DualAttachPolicy, Record, Spec, Target, VolumeMode
 from rds_records.transitions import open_imported_window, settle
@@ -130,24 +132,9 @@ def _timeout(context: Mapping[str, str]) -> int | None:
     return None if seconds == GO_DRIVER_DEFAULT_TIMEOUT else min(max(seconds, 30), 86_400)
 
 
-_SUFFIXES: Final = {
-    **{suffix: 1000 ** (power + 1) for power, suffix in enumerate("kMGTPE")},
-    **{f"{suffix}i": 1024 ** (power + 1) for power, suffix in enumerate("KMGTPE")},
-    "": 1,
-}
-
-
 def quantity_bytes(quantity: str) -> int:
     """Return a Kubernetes quantity of storage (``50Gi``) in bytes; raises ValueError where it is none."""
-    number = quantity.rstrip("kKMGTPEi")
-    suffix = quantity[len(number) :]
-    if suffix not in _SUFFIXES:
-        raise ValueError(f"{quantity!r} is not a quantity")
-    whole, _, fraction = number.partition(".")
-    if fraction:
-        return int(float(number) * _SUFFIXES[suffix])
-    bytes_: int = int(whole) * _SUFFIXES[suffix]
-    return bytes_
+    return int(parse_quantity(quantity))
 
 
 def import_attachments(record: Record, found: Sequence[Holder], *, now: datetime) -> Record:
