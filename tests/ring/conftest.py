@@ -1,0 +1,46 @@
+"""Fixtures of the ring: a real control plane shared by the session, and what stands before and around it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ring.binaries import CONTROL_PLANE, SIDECARS, ensure
+from tests.ring.controlplane import ControlPlane
+from tests.ring.processes import known_processes
+
+KEPT_LOGS = Path(__file__).parents[2] / "test-logs"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build what is missing before the first test starts, where no test's timeout runs and the progress can be seen."""
+    needs_ring = any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items)
+    if not needs_ring or session.config.option.collectonly:
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        ensure((*CONTROL_PLANE, *SIDECARS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep the log of every process where a test fails: ``test-logs/TEST/PROCESS.log``."""
+    report = yield
+    if report.failed:
+        folder = KEPT_LOGS / re.sub(r"[^\w.-]+", "_", item.nodeid)
+        for process in known_processes():
+            if process.log.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(process.log, folder / process.log.name)
+    return report
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """One etcd, kube-apiserver and kube-controller-manager for all tests of the session."""
+    with ControlPlane(tmp_path_factory.mktemp("ring")) as plane:
+        yield plane
