@@ -56,6 +56,13 @@ class ServerClock:
             return datetime.fromtimestamp(self._wall(), UTC)
         return datetime.fromtimestamp(self._monotonic() + (self._low + self._high) / 2, UTC)
 
+    def earliest(self) -> datetime:
+        """Return the earliest that the API server's clock can stand at, in UTC; this machine's time until the first answer."""
+        if self._seen is None:
+            return self.now()
+        moment = self._monotonic()
+        return datetime.fromtimestamp(moment + self._low - max(0.0, moment - self._seen) * _DRIFT, UTC)
+
     def disagreement(self) -> timedelta:
         """Return how far this machine's own clock is from the API server's, without sign."""
         return timedelta(seconds=abs(self._wall() - self.now().timestamp()))

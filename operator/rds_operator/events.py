@@ -1,0 +1,155 @@
+"""Kubernetes Events on PersistentVolumeClaims, under names that make a second try find the first.
+
+core/v1 Events rather than events.k8s.io: ``kubectl describe`` and ``kubectl get events`` show both, and these are repeated by
+raising ``count``, without the rules of a series. An Event must live in the namespace of the object that it is about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+from rds_records.kubernetes_api import ObjectNotFound, RequestRefused, WriteConflict
+from rds_records.record import ObjectReference
+
+COMPONENT: Final = "rds-csi-controller"
+"""The reporter's name, as users of the Go driver know it from its documentation."""
+
+MAX_MESSAGE: Final = 1024
+MAX_INSTANCE: Final = 128
+"""Characters of ``reportingInstance`` (kubernetes, pkg/apis/core/validation/events.go)."""
+
+_NAME_PREFIX: Final = 200
+_UNAUTHORIZED: Final = 401
+
+
+class EventReason(StrEnum):
+    """Why an Event is posted, in the Go driver's words."""
+
+    MIGRATION_STARTED = "MigrationStarted"
+    MIGRATION_COMPLETED = "MigrationCompleted"
+    MIGRATION_FAILED = "MigrationFailed"
+    MIGRATION_ENDED = "MigrationEnded"
+    ATTACHMENT_CONFLICT = "AttachmentConflict"
+    VOLUME_ATTACHED = "VolumeAttached"
+    VOLUME_DETACHED = "VolumeDetached"
+
+    @property
+    def type(self) -> str:
+        """``Warning`` where somebody should look, else ``Normal``."""
+        return "Warning" if self in {EventReason.MIGRATION_FAILED, EventReason.ATTACHMENT_CONFLICT} else "Normal"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One Event to be; ``count`` and ``last`` grow where the same thing happens again."""
+
+    name: str
+    reason: EventReason
+    message: str
+    first: datetime
+    last: datetime
+    count: int = 1
+
+
+class Posted(StrEnum):
+    """What became of a Notice."""
+
+    CREATED = "Created"
+    EXISTED = "Existed"
+    """An Event of that name was there: posted before, by whichever life of the operator."""
+
+    REFUSED = "Refused"
+    """For good: nobody will ever take it (namespace gone or terminating, or the API server calls it invalid)."""
+
+
+def event_name(prefix: str, *identity: str) -> str:
+    """Return the name of the Event for a transition: a DNS name, the same for the same identity, in whichever life."""
+    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
+    return f"{prefix[:_NAME_PREFIX].rstrip('.-')}.{digest}"
+
+
+def event_body(notice: Notice, claim: ObjectReference, instance: str) -> dict[str, Any]:
+    """Return the Event as the API server takes it."""
+    involved = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": claim.namespace, "name": claim.name}
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"namespace": claim.namespace, "name": notice.name},
+        "involvedObject": {**involved, "uid": claim.uid} if claim.uid else involved,
+        "type": notice.reason.type,
+        "reason": notice.reason,
+        "message": _shorten(notice.message),
+        "source": {"component": COMPONENT},
+        "reportingComponent": COMPONENT,
+        "reportingInstance": instance[:MAX_INSTANCE],
+        "firstTimestamp": _seconds(notice.first),
+        "lastTimestamp": _seconds(notice.last),
+        "count": notice.count,
+    }
+
+
+class EventApi(Protocol):
+    """What the recorder needs of the API server (``KubernetesApi`` has it)."""
+
+    async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create an object."""
+        ...
+
+    async def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Apply a JSON merge patch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecorder:
+    """Posts Events; ``instance`` says which operator life reports."""
+
+    api: EventApi
+    instance: str
+
+    async def post(self, notice: Notice, claim: ObjectReference) -> Posted:
+        """Make sure that the Event exists. Raises ApiUnavailable where nobody knows whether it does: try again."""
+        try:
+            await self.api.create(_collection(claim), event_body(notice, claim, self.instance))
+        except WriteConflict:
+            return Posted.EXISTED
+        except ObjectNotFound:
+            return Posted.REFUSED
+        except RequestRefused as error:
+            if error.status == _UNAUTHORIZED:
+                raise
+            return Posted.REFUSED
+        return Posted.CREATED
+
+    async def repeat(self, notice: Notice, claim: ObjectReference) -> Posted:
+        """Make sure that the Event exists and shows how often it happened; errors as in ``post``."""
+        posted = await self.post(notice, claim)
+        if posted is not Posted.EXISTED:
+            return posted
+        body = {"count": notice.count, "lastTimestamp": _seconds(notice.last), "message": _shorten(notice.message)}
+        try:
+            await self.api.patch(f"{_collection(claim)}/{notice.name}", body)
+        except ObjectNotFound:
+            return await self.post(notice, claim)
+        except RequestRefused as error:
+            if error.status == _UNAUTHORIZED:
+                raise
+            return Posted.REFUSED
+        return Posted.EXISTED
+
+
+def _collection(claim: ObjectReference) -> str:
+    return f"/api/v1/namespaces/{claim.namespace}/events"
+
+
+def _shorten(message: str) -> str:
+    return message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
+
+
+def _seconds(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

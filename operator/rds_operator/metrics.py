@@ -1,0 +1,105 @@
+"""The operator's metrics: a registry of its own, counters for what happened, gauges computed from memory at scrape."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from rds_records.record import Announcement, OutboxEntry, Phase, Record
+from rds_records.transitions import derive_phase
+
+from rds_operator.events import EventReason
+from rds_operator.memory import RecordMemory
+from rds_operator.timeouts import runs
+
+DURATION_BUCKETS: Final = (15, 30, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600, 7200)
+"""Seconds; the Go driver's, and further ones up to the longest timeout in use."""
+
+RESULTS: Final = {Announcement.SUCCEEDED: "success", Announcement.FAILED: "failed", Announcement.TIMED_OUT: "timeout"}
+
+
+class OperatorMetrics:
+    """What the operator counts, from 0 at the start of its life, and what it sees in its memory of records."""
+
+    def __init__(self, memory: RecordMemory) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self.migrations = Counter(
+            "rds_csi_migration_migrations", "Migration windows by result.", ["result"], registry=self.registry
+        )
+        self.durations = Histogram(
+            "rds_csi_migration_duration_seconds",
+            "Seconds that both nodes of a migration window were attached.",
+            buckets=DURATION_BUCKETS,
+            registry=self.registry,
+        )
+        self.clock_clamps = Counter(
+            "rds_csi_migration_clock_clamps",
+            "Windows that ended before they began according to the clocks; their duration counts as 0.",
+            registry=self.registry,
+        )
+        self.events_posted = Counter(
+            "rds_csi_events_posted", "Kubernetes Events that the API server took.", ["reason"], registry=self.registry
+        )
+        self.events_failed = Counter(
+            "rds_csi_events_failed", "Kubernetes Events that were given up.", ["reason"], registry=self.registry
+        )
+        for result in RESULTS.values():
+            self.migrations.labels(result)
+        for reason in EventReason:
+            self.events_posted.labels(reason)
+            self.events_failed.labels(reason)
+        self.registry.register(RecordGauges(memory))
+
+    def count(self, entry: OutboxEntry) -> None:
+        """Count one announced transition, or the totals that collapsed ones left."""
+        if entry.kind in RESULTS:
+            self.migrations.labels(RESULTS[entry.kind]).inc()
+        if entry.counts:
+            self.migrations.labels("success").inc(entry.counts.succeeded)
+            self.migrations.labels("failed").inc(entry.counts.failed)
+            self.migrations.labels("timeout").inc(entry.counts.timed_out)
+        if entry.duration_seconds is not None:
+            self.durations.observe(max(0.0, entry.duration_seconds))
+        if entry.clock_clamped:
+            self.clock_clamps.inc()
+
+
+class RecordGauges(Collector):
+    """Gauges of the records in memory. A replica that has not listed them all, such as the standby, has none rather than zeros."""
+
+    def __init__(self, memory: RecordMemory) -> None:
+        self._memory = memory
+
+    def describe(self) -> list[Metric]:
+        """Name the metrics without looking at memory (called when the collector is registered)."""
+        return list(self._families([]))
+
+    def collect(self) -> Iterator[Metric]:
+        """Compute the gauges; waits for nothing."""
+        return self._families(self._memory.records()) if self._memory.complete else iter(())
+
+    @staticmethod
+    def _families(records: list[Record]) -> Iterator[Metric]:
+        phases = Tally(derive_phase(record.status) for record in records)
+        starts = [record.status.migration.start_time.timestamp() for record in records if record.status.migration and runs(record)]
+        yield GaugeMetricFamily(
+            "rds_csi_migration_active_migrations", "Open migration windows without a result.", value=len(starts)
+        )
+        yield GaugeMetricFamily(
+            "rds_csi_migration_overdue", "Volumes with two nodes attached past the deadline.", value=phases[Phase.OVERDUE]
+        )
+        oldest = GaugeMetricFamily(
+            "rds_csi_migration_oldest_active_start_timestamp_seconds",
+            "Start of the oldest open migration window without a result; absent where there is none.",
+        )
+        if starts:
+            oldest.add_metric([], min(starts))
+        yield oldest
+        by_phase = GaugeMetricFamily("rds_csi_attachment_records", "Volume attachment records by phase.", labels=["phase"])
+        for phase in Phase:
+            by_phase.add_metric([phase], phases[phase])
+        yield by_phase

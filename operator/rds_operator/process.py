@@ -1,0 +1,184 @@
+"""One life of the operator: wait for the lease, be active, and go, either in peace (SIGTERM) or at once (lease lost)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+
+import kopf
+from kubernetes.aio.client import Configuration
+from rds_records.clock import ServerClock
+from rds_records.kubernetes_api import KubernetesApi, load_configuration
+from rds_records.names import DRIVER_NAME
+from rds_records.store import RecordStore
+
+from rds_operator import handlers
+from rds_operator.active import ActiveOperator
+from rds_operator.claims import Claims
+from rds_operator.endpoint import serve
+from rds_operator.events import EventRecorder
+from rds_operator.lease import Leadership, LeaseLost, Timing
+from rds_operator.memory import RecordMemory
+from rds_operator.metrics import OperatorMetrics
+from rds_operator.reporting import Reporter
+from rds_operator.timeouts import Deadlines, WindowAges
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS: Final = 3.0
+STOP_SECONDS: Final = 5.0
+"""What SIGTERM waits for: reports under way, then kopf. Both are far below a pod's grace period (30 s)."""
+
+MAX_IDENTITY: Final = 63
+
+
+def default_identity() -> str:
+    """Return an identity that no other process has, a restarted one on the same host included."""
+    return f"{socket.gethostname()[: MAX_IDENTITY - 9]}_{secrets.token_hex(4)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one operator runs; times in seconds."""
+
+    kubeconfig: str | None = None
+    namespace: str = "rds-csi"
+    lease_name: str = "rds-operator"
+    timing: Timing = field(default_factory=Timing)
+    identity: str = field(default_factory=default_identity)
+    driver_name: str = DRIVER_NAME
+    metrics_address: str = ":9810"
+    events: bool = True
+    metrics: bool = True
+
+
+class Operator:
+    """Builds the parts once and connects them."""
+
+    def __init__(self, settings: Settings, configuration: Configuration) -> None:
+        self.settings = settings
+        self.configuration = configuration
+        # The life differs from the identity where that is fixed by a flag: a claim must never be taken for one of an earlier life.
+        self.life = f"{settings.identity[:MAX_IDENTITY]}_{secrets.token_hex(4)}"
+        clock = ServerClock()
+        self.api = KubernetesApi(configuration, clock=clock)
+        self.memory = RecordMemory()
+        self.metrics = OperatorMetrics(self.memory)
+        self.leadership = Leadership(
+            self.api,
+            clock,
+            namespace=settings.namespace,
+            name=settings.lease_name,
+            identity=settings.identity,
+            timing=settings.timing,
+        )
+        store = RecordStore(self.api)
+        self.reporter = Reporter(
+            store,
+            Claims(self.api, driver=settings.driver_name),
+            EventRecorder(self.api, self.life) if settings.events else None,
+            self.metrics,
+            clock,
+            life=self.life,
+        )
+        self.active = ActiveOperator(self.api, self.memory, Deadlines(store, WindowAges(clock), clock), self.reporter)
+
+    def readiness(self) -> tuple[bool, dict[str, object]]:
+        """Tell whether this replica does, or could do, its work; a standby that sees the API server is ready."""
+        silence = self.leadership.silence
+        ready = silence is not None and silence < self.settings.timing.duration
+        detail: dict[str, object] = {
+            "role": "active" if self.leadership.leading else "standby",
+            "identity": self.settings.identity,
+            "lease_holder": self.leadership.holder,
+            "api_server_silent_seconds": None if silence is None else round(silence, 1),
+            "records_loaded": self.memory.complete,
+            "volumes_to_report": self.reporter.busy,
+        }
+        return ready, detail
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Wait for the lease, be active until told to stop; raises LeaseLost, or whatever ended kopf."""
+        # Tasks that exist before kopf starts are not kopf's: it ends all the others with itself.
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        acquiring = asyncio.create_task(self.leadership.acquire(), name="acquire the lease")
+        await _first(stopping, acquiring)
+        if not stop.is_set():
+            keeping = asyncio.create_task(self.leadership.keep(), name="keep the lease")
+            try:
+                await _first(keeping, stopping, asyncio.create_task(self.active.load(), name="list records"))
+                if not stop.is_set():
+                    await self._serve(keeping, stopping, stop)
+            finally:
+                keeping.cancel()
+                await self.leadership.release()
+
+    async def _serve(self, keeping: asyncio.Task[NoReturn], stopping: asyncio.Task[Any], stop: asyncio.Event) -> None:
+        started = asyncio.Event()
+        framework = asyncio.create_task(
+            kopf.operator(
+                registry=handlers.registry(self.active, self.configuration),
+                settings=handlers.settings(),
+                standalone=True,
+                clusterwide=True,
+                ready_flag=started,
+            ),
+            name="kopf",
+        )
+        await _first(keeping, stopping, framework, asyncio.create_task(started.wait()))
+        # kopf takes SIGTERM and SIGINT for itself when it starts; it must not end before what is under way is reported.
+        _on_signals(stop.set)
+        resync = asyncio.create_task(self.active.keep_in_step(), name="resync")
+        terminating = asyncio.create_task(self.active.keep_deadlines_of_terminating(), name="deadlines of terminating records")
+        await _first(keeping, stopping, framework, resync, terminating)
+        if not stop.is_set():
+            raise RuntimeError("kopf ended by itself")
+        await self.reporter.drain(DRAIN_SECONDS)
+        framework.cancel()
+        await asyncio.wait([framework], timeout=STOP_SECONDS)
+
+
+async def _first(*tasks: asyncio.Task[Any]) -> None:
+    """Return when the first task ends; raises what ended it."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+def _on_signals(act: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, act)
+
+
+async def live(settings: Settings) -> None:
+    """Live one life: return after SIGTERM or SIGINT, or raise what ended it. A lost lease ends the process at once."""
+    stop = asyncio.Event()
+    _on_signals(stop.set)
+    operator = Operator(settings, await load_configuration(settings.kubeconfig))
+    async with operator.api, _endpoint(operator):
+        try:
+            await operator.run(stop)
+        except LeaseLost as lost:
+            # Nothing is tidied up: another replica may be active already, and every write is safe to be cut off anywhere.
+            logger.critical("%s; this process ends now", lost)
+            logging.shutdown()
+            os._exit(1)
+
+
+@contextlib.asynccontextmanager
+async def _endpoint(operator: Operator) -> AsyncIterator[None]:
+    settings = operator.settings
+    if not settings.metrics or not settings.metrics_address:
+        yield
+        return
+    async with serve(settings.metrics_address, operator.metrics.registry, operator.readiness):
+        yield
