@@ -12,6 +12,7 @@ import pytest
 from tests.ring.binaries import CONTROL_PLANE, SIDECARS, ensure
 from tests.ring.controlplane import ControlPlane
 from tests.ring.processes import known_processes
+from tests.ring.proxy import Proxy
 
 KEPT_LOGS = Path(__file__).parents[2] / "test-logs"
 
@@ -44,3 +45,10 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     """One etcd, kube-apiserver and kube-controller-manager for all tests of the session."""
     with ControlPlane(tmp_path_factory.mktemp("ring")) as plane:
         yield plane
+
+
+@pytest.fixture
+def proxy(control_plane: ControlPlane) -> Iterator[Proxy]:
+    """A proxy of this test's own before the API server."""
+    with Proxy(control_plane) as proxy:
+        yield proxy

@@ -28,6 +28,7 @@ CONTROLLERS = (
     "namespace-controller",
     "pod-garbage-collector-controller",
     "taint-eviction-controller",
+    "clusterrole-aggregation-controller",
 )
 
 
