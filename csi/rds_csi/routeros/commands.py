@@ -1,0 +1,181 @@
+r"""The command lines that are sent to the box (pure).
+
+Every value is of a type that is checked against a whitelist when it is made; nothing else can reach a command line, so no value
+needs quoting (MikroTik's manual, page "Scripting": ``; [ ] { } ( ) $ " \ #`` and line ends have a meaning, none is allowed here).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from rds_csi.routeros.errors import InvalidName
+
+MAX_SLOT = 128
+MAX_PATH = 512
+MAX_NQN = 223
+"""Bytes of an NVMe qualified name (NVM Express base specification)."""
+
+_SLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+_COMPONENT = re.compile(r"[A-Za-z0-9_.-]+")
+_NQN = re.compile(r"nqn\.[0-9]{4}-[0-9]{2}\.[a-z0-9.-]+:[a-z0-9._:-]+")
+
+
+class Slot(str):
+    """The name of a disk on the box: letters, digits and hyphens, at most 128, no hyphen first."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text; InvalidName."""
+        if not _SLOT.fullmatch(text) or len(text) > MAX_SLOT:
+            raise InvalidName(f"not a slot (letters, digits, hyphens, at most {MAX_SLOT}): {text[:200]!r}")
+        return super().__new__(cls, text)
+
+
+class FilePath(str):
+    """An absolute, normalised path on the box, first its mount point: ``/storage-pool/volumes/x.img``; ``[A-Za-z0-9_.-]``."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text; InvalidName."""
+        first, *components = text.split("/")
+        fine = first == "" and all(_COMPONENT.fullmatch(part) and part not in (".", "..") for part in components)
+        if not fine or not components or len(text) > MAX_PATH:
+            raise InvalidName(f"not an absolute, normalised path of [A-Za-z0-9_.-] (at most {MAX_PATH}): {text[:200]!r}")
+        return super().__new__(cls, text)
+
+    def is_below(self, base: "FilePath") -> bool:
+        """Whether this is ``base``'s descendant, by whole components: ``/a/bc`` is not below ``/a/b``."""
+        return self.startswith(base + "/")
+
+    def child(self, name: str) -> "FilePath":
+        """Join the path of ``name`` in this directory; InvalidName."""
+        if "/" in name:
+            raise InvalidName(f"not one component of a path: {name[:200]!r}")
+        return FilePath(f"{self}/{name}")
+
+    @property
+    def mount_point(self) -> str:
+        """The first component, which is how ``/disk`` names the mount point."""
+        return self.split("/")[1]
+
+    @property
+    def file_name(self) -> str:
+        """As ``/file`` names it: without the leading slash (seen on 7.16; with it nothing matches)."""
+        return self[1:]
+
+
+class Nqn(str):
+    """An NVMe qualified name in lower case, at most 223 bytes: ``nqn.2000-02.com.mikrotik:pvc-…``."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text; InvalidName."""
+        if not _NQN.fullmatch(text) or len(text) > MAX_NQN:
+            raise InvalidName(f"not an NVMe qualified name in lower case (at most {MAX_NQN} bytes): {text[:300]!r}")
+        return super().__new__(cls, text)
+
+
+@dataclass(frozen=True)
+class DiskSpec:
+    """A file-backed disk as it should be: ``size`` in bytes, exact; exported over NVMe/TCP on ``port`` under ``nqn``."""
+
+    slot: Slot
+    path: FilePath
+    size: int
+    nqn: Nqn
+    port: int = 4420
+
+    def __post_init__(self) -> None:
+        """Check the numbers; InvalidName."""
+        if not 0 < self.port < 65536:
+            raise InvalidName(f"not a TCP port: {self.port}")
+        if self.path.count("/") < 2:
+            raise InvalidName(f"an image lies below a mount point, not at {self.path}")
+        file_size(self.size)
+
+
+def file_size(size: int) -> str:
+    """Write the size as ``file-size=`` takes it: in the largest unit that divides it exactly, never rounded.
+
+    Units are binary there (seen on 7.16 and 7.24: ``1T`` reads back as 1 099 511 627 776). Plain bytes were seen over REST
+    only, so a size that not even K divides is InvalidName; ``rds_csi.sizes`` makes whole MiB.
+    """
+    for shift, suffix in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
+        count, rest = divmod(size, 1 << shift)
+        if count > 0 and rest == 0:
+            return f"{count}{suffix}"
+    raise InvalidName(f"not a whole number of KiB: {size}")
+
+
+# Reading. A print is followed by the number of items that it should have shown, found and counted by the box itself: an answer
+# without it was cut short, and "0" is the positive evidence of absence that silence would not be. (On 7.16 a legend is printed
+# where nothing matches; a public driver saw nothing at all on 7.24.) Both commands go in one line, as exec channels take only one.
+
+
+def _print_and_count(menu: str, condition: str) -> str:
+    where = f" where {condition}" if condition else ""
+    return f"/{menu} print detail{where}; :put [:len [/{menu} find{where}]]"
+
+
+def print_disk(slot: Slot) -> str:
+    """Read one disk."""
+    return _print_and_count("disk", f"slot={slot}")
+
+
+def print_disks() -> str:
+    """Read every file-backed disk."""
+    return _print_and_count("disk", "type=file")
+
+
+def print_disks_of(path: FilePath) -> str:
+    """Read the disks whose file path contains this file's name; the caller compares whole paths.
+
+    A pattern, because whether the box keeps the leading slash differs (7.24 takes the path without and prints it with one).
+    """
+    return _print_and_count("disk", f'file-path~"{path.rsplit("/", 1)[1]}"')
+
+
+def print_mount(mount_point: str) -> str:
+    """Read the file system that is mounted there. Raises InvalidName."""
+    if not _COMPONENT.fullmatch(mount_point):
+        raise InvalidName(f"not a mount point: {mount_point[:200]!r}")
+    return _print_and_count("disk", f'mount-point="{mount_point}"')
+
+
+def print_file(path: FilePath) -> str:
+    """Read one row of ``/file``."""
+    return _print_and_count("file", f'name="{path.file_name}"')
+
+
+# Changing
+
+
+def add_disk(spec: DiskSpec) -> str:
+    """Make a disk with its export, in one command.
+
+    One step, as the Go driver does it on 7.16, and not two as in MikroTik's own example: there is no moment, and after a crash no
+    disk, with file and slot but without export. Nothing is mounted: by default the box would mount what the guest writes.
+    """
+    return (
+        f"/disk add type=file file-path={spec.path} file-size={file_size(spec.size)} slot={spec.slot}"
+        " mount-filesystem=no mount-read-only=no compress=no"
+        f" nvme-tcp-export=yes nvme-tcp-server-port={spec.port} nvme-tcp-server-nqn={spec.nqn}"
+    )
+
+
+def export_disk(spec: DiskSpec) -> str:
+    """Export a disk that exists."""
+    return f"/disk set [find slot={spec.slot}] nvme-tcp-export=yes nvme-tcp-server-port={spec.port} nvme-tcp-server-nqn={spec.nqn}"
+
+
+def remove_disk(slot: Slot) -> str:
+    """Remove the disk; its file stays (seen on 7.16, and MikroTik's reference of ``/disk``)."""
+    return f"/disk remove [find slot={slot}]"
+
+
+def remove_file(path: FilePath) -> str:
+    """Remove the file."""
+    return f'/file remove [find name="{path.file_name}"]'

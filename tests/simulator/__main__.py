@@ -1,0 +1,72 @@
+"""Run the simulated box alone: ``python -m tests.simulator --state FILE``."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import asyncssh
+
+from tests.simulator.server import serve
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one (default)")
+    parser.add_argument("--state", type=Path, required=True, help="file that keeps disks and files; made at first use")
+    parser.add_argument("--user", default="metal-csi", help="the one user who may log in (default: %(default)s)")
+    parser.add_argument("--user-key", type=Path, help="that user's public key; without it a key pair is made beside the state")
+    parser.add_argument("--control", type=Path, help="unix socket on which switches are turned (JSON lines)")
+    parser.add_argument("--host-key-type", default="ssh-ed25519", choices=["ssh-ed25519", "ssh-rsa"])
+    parser.add_argument("--switches", type=json.loads, default={}, help='switches at start, JSON: {"slot_limit": 32}')
+    parser.add_argument("--announce", type=Path, help="file that gets port and host key (JSON) once the box listens")
+    return parser.parse_args()
+
+
+def user_key(options: argparse.Namespace) -> tuple[asyncssh.SSHKey, Path | None]:
+    """The user's public key, and the private one's file where it was made here."""
+    if options.user_key is not None:
+        return asyncssh.read_public_key(options.user_key), None
+    private = options.state.with_name(options.state.name + ".userkey")
+    if not private.exists():
+        private.touch(mode=0o600)
+        asyncssh.generate_private_key("ssh-ed25519").write_private_key(private)
+    return asyncssh.read_private_key(private).convert_to_public(), private
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    key, private = user_key(options)
+    async with serve(
+        state=options.state,
+        user=options.user,
+        user_key=key,
+        port=options.port,
+        control=options.control,
+        host_key_algorithm=options.host_key_type,
+        switches=options.switches,
+    ) as listening:
+        if options.announce:
+            fresh = options.announce.with_suffix(".new")
+            fresh.write_text(json.dumps({"port": listening.port, "host_key": listening.host_key}))
+            os.replace(fresh, options.announce)  # noqa: PTH105
+        else:
+            identity = f" -i {private}" if private else ""
+            print(f"RouterOS simulator on 127.0.0.1:{listening.port}, host key {listening.host_key}")
+            print("Try it (Ctrl-C here stops it):")
+            options_text = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o IdentitiesOnly=yes"
+            target = f"-p {listening.port} {options.user}@127.0.0.1"
+            print(f"  ssh {options_text}{identity} {target} '/disk print detail'", flush=True)
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(run(arguments()))

@@ -1,0 +1,146 @@
+"""The simulated box as tests hold it: a process of its own that can be stopped, killed, restarted and turned at run time."""
+
+import contextlib
+import json
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import asyncssh
+
+from tests.ring.processes import Process
+
+START_TIMEOUT = 20.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class SimulatedBox:
+    """A RouterOS simulator in its own process.
+
+    It keeps its port, its host key, its user key and its state over ``stop``, ``kill`` and ``start``. Use as a context
+    manager, or call ``start`` and ``stop``.
+    """
+
+    def __init__(self, directory: Path, *, user: str = "metal-csi", host_key_type: str = "ssh-ed25519", **switches: Any) -> None:
+        """``directory`` holds state, keys and log; ``switches`` are those of ``Switches`` and hold again after a restart."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.address = "127.0.0.1"
+        self.port = 0
+        self.user = user
+        self.host_key = ""
+        """``ssh-ed25519 AAAA…``, as it would stand in ``authorized_keys``."""
+        self.private_key = directory / "id_ed25519"
+        self.state_file = directory / "box.json"
+        self.log_file = directory / "box.log"
+        self._public_key = directory / "id_ed25519.pub"
+        self._host_key_type = host_key_type
+        self._switches = dict(switches)
+        # A unix socket's path holds 107 bytes; test directories are often longer.
+        self._control_directory = Path(tempfile.mkdtemp(prefix="rds-box-"))
+        self._control = self._control_directory / "control"
+        self._announced = self._control_directory / "announced"
+        self._process = Process(
+            "RouterOS simulator", [], self.log_file, cwd=ROOT, ready=self._announced.exists, ready_timeout=START_TIMEOUT
+        )
+        if not self.private_key.exists():
+            key = asyncssh.generate_private_key("ssh-ed25519")
+            self.private_key.touch(mode=0o600)
+            key.write_private_key(self.private_key)
+            key.write_public_key(self._public_key)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # Life
+
+    def start(self) -> None:
+        """Start the process and wait until it listens; on the port it had before, if it had one."""
+        self._control.unlink(missing_ok=True)
+        self._announced.unlink(missing_ok=True)
+        self._process.argv = [
+            sys.executable, "-m", "tests.simulator", "--announce", str(self._announced),
+            "--port", str(self.port), "--state", str(self.state_file), "--user", self.user,
+            "--user-key", str(self._public_key), "--control", str(self._control),
+            "--host-key-type", self._host_key_type, "--switches", json.dumps(self._switches),
+        ]  # fmt: skip
+        self._process.start()
+        announced = json.loads(self._announced.read_text())
+        self.port, self.host_key = announced["port"], announced["host_key"]
+
+    def stop(self) -> None:
+        """End the process in good order."""
+        self._process.stop()
+
+    def kill(self) -> None:
+        """End the process at once: what was being applied may or may not have been kept."""
+        self._process.kill()
+
+    def restart(self) -> None:
+        """Kill and start again: same port, same keys, same state."""
+        self.kill()
+        self.start()
+
+    def close(self) -> None:
+        """Stop, and remove the control channel."""
+        self.stop()
+        shutil.rmtree(self._control_directory, ignore_errors=True)
+
+    # At run time
+
+    def switch(self, **values: Any) -> None:
+        """Turn switches (see ``Switches``); they hold again after a restart."""
+        self._ask("switch", **values)
+        self._switches.update(values)
+
+    def drop_link(self, when: str, pattern: str = "", nth: int = 1) -> None:
+        """Cut the connection ``before`` or ``after`` applying the nth command that fits the regular expression; once."""
+        self._ask("drop", when=when, pattern=pattern, nth=nth)
+
+    def cut(self) -> None:
+        """Close every connection now."""
+        self._ask("cut")
+
+    def pool(self, **values: Any) -> None:
+        """Change the pool: ``size``, ``used_elsewhere`` (bytes), ``mount_point``, ``slot``, ``fs``."""
+        self._ask("pool", **values)
+
+    def run(self, command: str) -> str:
+        """Run a command on the box's own console, without SSH; it is not among ``received``."""
+        text: str = self._ask("run", command=command)["text"]
+        return text
+
+    # Looking inside
+
+    def disks(self) -> dict[str, dict[str, Any]]:
+        """The ``type=file`` disks by slot."""
+        return {disk["slot"]: disk for disk in self._ask("state")["disks"]}
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """The image files by name (no leading slash), without directories."""
+        return {file["name"]: file for file in self._ask("state")["files"] if file["kind"] == "file"}
+
+    def received(self, beginning: str = "") -> list[str]:
+        """The command lines that arrived over SSH, in order, over all restarts; those that begin so."""
+        log = self.state_file.with_name(self.state_file.name + ".received")
+        lines = log.read_text().splitlines() if log.exists() else []
+        commands = [json.loads(line)["command"] for line in lines]
+        return [command for command in commands if command.startswith(beginning)]
+
+    def _ask(self, verb: str, **values: Any) -> Any:
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as link:
+            link.settimeout(5)
+            link.connect(str(self._control))
+            link.sendall(json.dumps({"verb": verb, **values}).encode() + b"\n")
+            with link.makefile() as lines:
+                answer = json.loads(lines.readline())
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer["ok"]

@@ -1,0 +1,330 @@
+"""The SSH side of the simulated box: exec channels only, public key only, and every way a link can fail.
+
+Clients reach it through a small relay on the public port, which can stop forwarding in both directions without closing
+anything: that is the black hole.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+from tests.simulator.console import Answer, Console
+from tests.simulator.store import Store
+from tests.simulator.switches import Switches
+
+
+@dataclass
+class Drop:
+    """Cut the connection ``before`` or ``after`` applying the ``nth`` command that fits the pattern; once."""
+
+    when: str
+    pattern: str
+    nth: int = 1
+
+    def fires(self, command: str) -> bool:
+        """Whether this command is the one."""
+        if re.search(self.pattern, command):
+            self.nth -= 1
+        return self.nth == 0
+
+
+class Box:
+    """The running box: store, switches, and the log of what was received."""
+
+    def __init__(self, state: Path) -> None:
+        self.switches = Switches()
+        self.drops: list[Drop] = []
+        self.store = Store.load(state)
+        self.console = Console(self.store, self.switches)
+        self._state = state
+        self._log = state.with_name(state.name + ".received")
+
+    def apply(self, command: str) -> Answer:
+        """Run a command and keep the state it leaves."""
+        answer = self.console.run(command)
+        self.store.save(self._state)
+        return answer
+
+    def note(self, command: str) -> None:
+        """Write down that this command arrived."""
+        with self._log.open("a") as log:
+            log.write(json.dumps({"time": time.time(), "command": command}) + "\n")
+
+    def drop_for(self, command: str) -> Drop | None:
+        """The drop that this command sets off, if any."""
+        for drop in self.drops:
+            if drop.fires(command):
+                self.drops.remove(drop)
+                return drop
+        return None
+
+
+class Connection(asyncssh.SSHServer):
+    """One client's connection: who may log in, and how many sessions it may hold."""
+
+    def __init__(self, box: Box, user: str, user_key: asyncssh.SSHKey) -> None:
+        self.box = box
+        self.sessions = 0
+        self._user = user
+        self._user_key = user_key
+        self.ssh: asyncssh.SSHServerConnection
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        """Keep the connection, to cut it when a drop says so."""
+        self.ssh = conn
+
+    def begin_auth(self, username: str) -> bool:
+        """Nobody comes in without a key."""
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        """Public keys are the only way in."""
+        return True
+
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        """The one user with the one key."""
+        return username == self._user and key.public_data == self._user_key.public_data
+
+    def session_requested(self) -> "Session":
+        """Open a session, or refuse it where the connection holds as many as it may."""
+        limit = self.box.switches.max_sessions
+        if limit is not None and self.sessions >= limit:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, "open failed")
+        self.sessions += 1
+        return Session(self)
+
+
+class Session(asyncssh.SSHServerSession[str]):
+    """One exec channel: one command line, one answer."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._box = connection.box
+        self._command = ""
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, chan: asyncssh.SSHServerChannel[str]) -> None:
+        """Keep the channel."""
+        self._chan = chan
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The session's place is free; what it was asked to do goes on, as on any box."""
+        self._connection.sessions -= 1
+
+    def eof_received(self) -> bool:
+        """The client has nothing more to say; the answer is still to come."""
+        return True
+
+    def exec_requested(self, command: str) -> bool:
+        """Take the command line."""
+        self._command = command
+        return True
+
+    def session_started(self) -> None:
+        """Run it."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        box, command = self._box, self._command
+        box.note(command)
+        drop = box.drop_for(command)
+        if drop is not None and drop.when == "before":
+            self._connection.ssh.abort()
+            return
+        await asyncio.sleep(box.switches.latency_of(command))
+        answer = box.apply(command)
+        if drop is not None:
+            self._connection.ssh.abort()
+            return
+        with contextlib.suppress(OSError):  # the client may have left
+            self._reply(answer)
+
+    def _reply(self, answer: Answer) -> None:
+        if not answer.failed:
+            self._chan.write(answer.text)
+            self._chan.exit(0)
+            return
+        if self._box.switches.error_stream == "stderr":
+            self._chan.write_stderr(answer.text)
+        else:
+            self._chan.write(answer.text)
+        self._chan.exit(self._box.switches.error_status)
+
+
+class Relay:
+    """Forwards the public port to the SSH server; can freeze all of it."""
+
+    def __init__(self, inner_port: int) -> None:
+        self._inner_port = inner_port
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._held: set[asyncio.StreamWriter] = set()
+        self._frozen: set[asyncio.StreamWriter] = set()
+
+    def freeze(self) -> None:
+        """Forward nothing any more, in no direction; accept connections and leave them without an answer."""
+        self._flowing.clear()
+        self._frozen |= self._held
+
+    def thaw(self) -> None:
+        """The box is back, after a power cut: it knows none of the old connections and resets them."""
+        for writer in self._frozen:
+            writer.transport.abort()
+        self._frozen.clear()
+        self._flowing.set()
+
+    def cut(self) -> None:
+        """Close every connection."""
+        for writer in self._held:
+            writer.transport.abort()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One client connection, from accept to the end."""
+        writers = {writer}
+        self._held.add(writer)
+        if not self._flowing.is_set():
+            self._frozen.add(writer)
+        try:
+            await self._flowing.wait()
+            if writer.transport.is_closing():
+                return
+            inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._inner_port)
+            writers.add(inner_writer)
+            self._held.add(inner_writer)
+            both = [
+                asyncio.ensure_future(self._pump(reader, inner_writer)),
+                asyncio.ensure_future(self._pump(inner_reader, writer)),
+            ]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            for pump in both:
+                pump.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+        except OSError:
+            pass
+        finally:
+            self._held -= writers
+            self._frozen -= writers
+            for each in writers:
+                each.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+            await self._flowing.wait()
+
+
+class Control:
+    """The channel on which tests turn switches and look inside: one JSON object a line, one JSON line back."""
+
+    def __init__(self, box: Box, relay: Relay) -> None:
+        self._box = box
+        self._relay = relay
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One caller."""
+        with contextlib.suppress(OSError):
+            while line := await reader.readline():
+                try:
+                    answer = {"ok": self._answer(json.loads(line))}
+                except (ValueError, KeyError, TypeError) as error:
+                    answer = {"error": f"{type(error).__name__}: {error}"}
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        writer.close()
+
+    def _answer(self, request: dict[str, Any]) -> Any:
+        match request.pop("verb"):
+            case "switch":
+                self._switch(request)
+                return self._box.switches.as_dict()
+            case "drop":
+                self._box.drops.append(Drop(**request))
+                return None
+            case "cut":
+                return self._relay.cut()
+            case "state":
+                return self._box.store.as_dict()
+            case "pool":
+                for name, value in request.items():
+                    setattr(self._box.store.pool, name, value)
+                return None
+            case "run":
+                answer = self._box.apply(request["command"])
+                return {"text": answer.text, "failed": answer.failed}
+            case verb:
+                raise ValueError(f"no such verb: {verb}")
+
+    def _switch(self, values: dict[str, Any]) -> None:
+        was = self._box.switches.black_hole
+        self._box.switches.change(values)
+        if self._box.switches.black_hole and not was:
+            self._relay.freeze()
+        elif was and not self._box.switches.black_hole:
+            self._relay.thaw()
+
+
+def host_key(path: Path, algorithm: str) -> asyncssh.SSHKey:
+    """The key kept at ``path``, made at the first start."""
+    if not path.exists():
+        fresh = asyncssh.generate_private_key(algorithm)
+        path.touch(mode=0o600)
+        fresh.write_private_key(path)
+    return asyncssh.read_private_key(path)
+
+
+@dataclass
+class Listening:
+    """Where a started box can be reached."""
+
+    box: Box
+    port: int
+    host_key: str
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    *,
+    state: Path,
+    user: str,
+    user_key: asyncssh.SSHKey,
+    port: int = 0,
+    control: Path | None = None,
+    host_key_algorithm: str = "ssh-ed25519",
+    switches: dict[str, Any] | None = None,
+) -> Any:
+    """Serve the box on 127.0.0.1 until the block is left; yields Listening."""
+    box = Box(state)
+    box.switches.change(switches or {})
+    key = host_key(state.with_name(state.name + ".hostkey"), host_key_algorithm)
+    inner = await asyncssh.listen(
+        "127.0.0.1",
+        0,
+        server_factory=lambda: Connection(box, user, user_key),
+        server_host_keys=[key],
+        allow_pty=False,
+        agent_forwarding=False,
+        server_version="ROSSSH",
+    )
+    relay = Relay(inner.get_port())
+    if box.switches.black_hole:
+        relay.freeze()
+    outer = await asyncio.start_server(relay.serve, "127.0.0.1", port)
+    talk = await asyncio.start_unix_server(Control(box, relay).serve, control) if control else None
+    try:
+        yield Listening(box, outer.sockets[0].getsockname()[1], key.export_public_key().decode().strip())
+    finally:
+        outer.close()
+        relay.cut()
+        inner.close()
+        if talk is not None:
+            talk.close()
