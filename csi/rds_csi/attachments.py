@@ -1,0 +1,254 @@
+"""Attach and detach: who may use a volume is read from and written to its record; the box is not asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rds_csi.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Rejected,
+    Unavailable,
+)
+from rds_records import imports, transitions
+from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, RequestRefused, WriteConflict
+from rds_records.names import DRIVER_NAME, volume_attachment_name
+from rds_records.record import Record
+from rds_records.store import RecordStore
+from rds_records.transitions import Access, Code, Decided, Reason, Refused
+
+_log = logging.getLogger(__name__)
+
+_REJECTIONS: Mapping[Code, type[Rejected]] = {
+    Code.INVALID_ARGUMENT: InvalidArgument,
+    Code.NOT_FOUND: NotFound,
+    Code.ALREADY_EXISTS: AlreadyExists,
+    Code.FAILED_PRECONDITION: FailedPrecondition,
+    Code.ABORTED: Aborted,
+    Code.UNAVAILABLE: Unavailable,
+}
+
+CONFLICTS = frozenset({Reason.SINGLE_NODE, Reason.NO_SLOT, Reason.NO_MIGRATION})
+"""Refusals because another node holds the volume."""
+
+_NOTED = CONFLICTS | {Reason.DELETING}
+
+_VOLUMES = "/api/v1/persistentvolumes"
+_VOLUME_ATTACHMENTS = "/apis/storage.k8s.io/v1/volumeattachments"
+
+
+def rejection(refused: Refused) -> Rejected:
+    """Return the RPC's error for a rule's no."""
+    return _REJECTIONS[refused.code](refused.message)
+
+
+class AttachRefused(Exception):
+    """A rule refused the attachment; carries the ``Refused``."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.message)
+        self.refused = refused
+
+
+@dataclass(frozen=True, slots=True)
+class Attachments:
+    """Attaches and detaches volumes by compare-and-swap on their records."""
+
+    api: KubernetesApi
+    store: RecordStore
+    driver: str = DRIVER_NAME
+    base_path: str = imports.DEFAULT_BASE_PATH
+
+    async def attach(self, handle: str, node: str, access: Access) -> tuple[Record, bool]:
+        """Give the volume to the node; returns its record, and whether the node is the second one.
+
+        One write, and two reads in parallel before it. Raises AttachRefused where a rule says no, NotFound where nothing in the
+        cluster names the volume, and ApiError where the API server could not tell or take it.
+        """
+        existence = asyncio.create_task(self._node_exists(node))
+        try:
+            record = await self.known(handle, caller=node, attaching=True)
+            if record is None:
+                raise NotFound(f"volume {handle} is not known: no VolumeAttachmentRecord and no PersistentVolume names it")
+            node_exists = None if record.status.attachment_of(node) else await existence
+            new_id = uuid.uuid4().hex[:16]
+            decision = await self.store.change(
+                record,
+                lambda newest: transitions.attach(
+                    newest, node, access, now=self.api.clock.now(), new_id=new_id, node_exists=node_exists
+                ),
+            )
+        finally:
+            existence.cancel()
+        if isinstance(decision, Refused):
+            if decision.reason in _NOTED:
+                await self._note(record, node, decision)
+            raise AttachRefused(decision)
+        return decision.record, len(decision.record.status.attachments) > 1
+
+    async def detach(self, handle: str, node: str) -> bool:
+        """Take the volume from the node, or from all nodes where ``node`` is empty; returns whether one of two nodes stays.
+
+        Raises Aborted where the detach is late: the node was attached anew meanwhile, or its VolumeAttachment is wanted again.
+        """
+        if not node:
+            return await self._detach_all(handle)
+        record, wanted = await asyncio.gather(self.known(handle, caller=node, adopt=False), self._wanted(handle, node))
+        if record is None:
+            # Nobody ever recorded an attachment. The VolumeAttachment of this node goes when we answer OK, and those of others
+            # are found when the volume is next attached.
+            return False
+        held = record.status.attachment_of(node)
+        if held and isinstance(wanted, ApiError):
+            raise wanted
+        seen = held.id if held else None
+        decision = await self.store.change(
+            record,
+            lambda newest: transitions.detach(newest, node, attachment_id=seen, wanted=wanted is True, now=self.api.clock.now()),
+        )
+        if isinstance(decision, Refused):
+            raise rejection(decision)
+        return bool(decision.record.status.attachments)
+
+    async def _detach_all(self, handle: str) -> bool:
+        record = await self.known(handle, caller=None, adopt=False)
+        if record is not None:
+            ids = [held.id for held in record.status.attachments]
+            await self.store.change(
+                record, lambda newest: transitions.detach_all(newest, attachment_ids=ids, now=self.api.clock.now())
+            )
+        return False
+
+    async def known(self, handle: str, *, caller: str | None, adopt: bool = True, attaching: bool = False) -> Record | None:
+        """Return the volume's initialized record; None where nothing names the volume.
+
+        A record without status, and with ``adopt`` a volume that has none, is made up from PersistentVolumes and
+        VolumeAttachments first: what the Go driver, or a restored backup, left. ``attaching`` raises Unavailable for an empty
+        record without PersistentVolume: its CreateVolume has not ended.
+        """
+        record = await self.store.read(handle)
+        if record and record.initialized:
+            return record
+        if record is None and not adopt:
+            return None
+        return await self._import(handle, record, caller, attaching)
+
+    async def _import(self, handle: str, record: Record | None, caller: str | None, attaching: bool) -> Record | None:
+        # Two consistent lists, volumes first: an attachment of a volume that was not there yet cannot have been answered OK.
+        volumes = imports.volumes_of(handle, (await self.api.list(_VOLUMES))[0], self.driver)
+        attachments, _ = await self.api.list(_VOLUME_ATTACHMENTS)
+        if record is None:
+            if not volumes:
+                return None
+            try:
+                spec = imports.spec_from_volume(handle, volumes[0], base_path=self.base_path)
+            except ValueError as error:
+                name = volumes[0]["metadata"]["name"]
+                raise InvalidArgument(
+                    f"volume {handle}: PersistentVolume {name} cannot be one of this driver's: {error}"
+                ) from error
+            try:
+                record = await self.store.create(spec)
+            except WriteConflict:
+                # Another replica imports it too. Whoever writes the status first wins, and both read the same VolumeAttachments.
+                record = await self.store.read(handle)
+        elif attaching and not volumes:
+            raise Unavailable(
+                f"volume {handle} is being created: its record is empty and no PersistentVolume names it yet; try again"
+            )
+        if record is None:
+            raise Unavailable(f"volume {handle}: its record vanished while it was imported; try again")
+        names = [volume["metadata"]["name"] for volume in volumes]
+        found = imports.holders(handle, names, attachments, caller=caller, driver=self.driver)
+        decision = await self.store.change(
+            record,
+            lambda newest: (
+                Decided(newest, changed=False)
+                if newest.initialized
+                else Decided(imports.import_attachments(newest, found, now=self.api.clock.now()), changed=True)
+            ),
+        )
+        if isinstance(decision, Refused):
+            raise rejection(decision)
+        _log.info("imported volume", extra={"volume": handle, "nodes": [holder.node for holder in found]})
+        return decision.record
+
+    async def _node_exists(self, node: str) -> bool | None:
+        try:
+            await self.api.get(f"/api/v1/nodes/{node}")
+        except ObjectNotFound:
+            return False
+        except ApiError as error:
+            _log.warning("node lookup failed", extra={"node": node, "error": str(error)})
+            return None
+        return True
+
+    async def _wanted(self, handle: str, node: str) -> bool | ApiError:
+        """Tell whether the VolumeAttachment of the node exists and is not being deleted; an error where nobody knows."""
+        try:
+            found = await self.api.get(f"{_VOLUME_ATTACHMENTS}/{volume_attachment_name(handle, node, self.driver)}")
+        except ObjectNotFound:
+            return False
+        except ApiError as error:
+            return error
+        return "deletionTimestamp" not in found["metadata"]
+
+    async def _note(self, record: Record, node: str, refused: Refused) -> None:
+        """Write the refusal to the record, best effort: the answer does not depend on it."""
+        noted = transitions.note_refusal(record, node, refused, now=self.api.clock.now())
+        if noted is None:
+            return
+        try:
+            await self.store.write_status(noted)
+        except (ApiError, RequestRefused) as error:
+            _log.info("refusal not noted", extra={"volume": record.handle, "node": node, "error": str(error)})
+
+    async def reconcile(self) -> int:
+        """Import what has no record and add holders that VolumeAttachments prove and records lack; returns how many changed.
+
+        Runs when a shim starts. A crash in the middle is safe: every volume is looked at again by the next start, and by the next
+        publish of it.
+        """
+        volumes, _ = await self.api.list(_VOLUMES)
+        attachments, _ = await self.api.list(_VOLUME_ATTACHMENTS)
+        records = {record.handle: record for record in await self.store.list()}
+        ours: dict[str, list[Mapping[str, Any]]] = {}
+        for volume in volumes:
+            source = volume["spec"].get("csi") or {}
+            if source.get("driver") == self.driver:
+                ours.setdefault(source["volumeHandle"], []).append(volume)
+        changed = 0
+        for handle, named in ours.items():
+            record = records.get(handle)
+            if record is None or not record.initialized:
+                changed += await self.known(handle, caller=None) is not None
+                continue
+            names = [volume["metadata"]["name"] for volume in named]
+            found = imports.holders(handle, names, attachments, driver=self.driver)
+            # Only what is attached for certain: a pending one is decided by its own publish.
+            missing = [holder for holder in found if holder.attached and not record.status.attachment_of(holder.node)]
+            if missing:
+                changed += await self._add_missing(record, missing)
+        return changed
+
+    async def _add_missing(self, record: Record, missing: list[imports.Holder]) -> bool:
+        def decide(newest: Record) -> Decided:
+            repaired = imports.add_missing(newest, missing, now=self.api.clock.now())
+            return Decided(repaired, changed=repaired is not newest)
+
+        # The lists are seconds old: a node that was detached since must not come back, so the holder is read again first.
+        still = [holder for holder in missing if await self._wanted(record.handle, holder.node) is True]
+        if not still:
+            return False
+        missing[:] = still
+        _log.warning("record lacked holders", extra={"volume": record.handle, "nodes": [holder.node for holder in still]})
+        await self.store.change(record, decide)
+        return True

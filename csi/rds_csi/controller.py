@@ -1,0 +1,207 @@
+"""The CSI controller service: requests in, records and box changed, responses out. Decisions are taken elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+import grpc
+from google.protobuf.message import Message
+
+from rds_csi import requests
+from rds_csi.attachments import CONFLICTS, Attachments, AttachRefused, rejection
+from rds_csi.errors import FailedPrecondition, NotFound
+from rds_csi.metrics import ShimMetrics
+from rds_csi.parameters import publish_context, volume_context
+from rds_csi.spec import csi_pb2, csi_pb2_grpc
+from rds_csi.volume_locks import VolumeLocks
+from rds_csi.volumes import NewVolume, Volumes
+from rds_records.names import handle_for
+from rds_records.record import Record, VolumeMode
+
+_log = logging.getLogger(__name__)
+
+_Rpc = csi_pb2.ControllerServiceCapability.RPC
+CAPABILITIES = (_Rpc.CREATE_DELETE_VOLUME, _Rpc.PUBLISH_UNPUBLISH_VOLUME, _Rpc.SINGLE_NODE_MULTI_WRITER)
+"""What is served; nothing is advertised that is not."""
+
+
+BOX_SECONDS = 120.0
+"""The longest that one RPC waits for the box, where its caller would wait longer."""
+
+ANSWER_SECONDS = 0.5
+"""Kept of the caller's time for the answer and the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the box is today, for every volume whose StorageClass names no place of its own."""
+
+    rds_address: str
+    nvme_address: str
+    nvme_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Controller(csi_pb2_grpc.ControllerServicer):
+    """ControllerServicer of the CSI driver; calls for one volume go one after another."""
+
+    attachments: Attachments
+    volumes: Volumes
+    addresses: Addresses
+    base_path: str
+    metrics: ShimMetrics
+    locks: VolumeLocks
+
+    async def ControllerGetCapabilities(self, request: Message, context: object) -> Message:  # noqa: ARG002, N802
+        """Say which controller RPCs are served."""
+        return csi_pb2.ControllerGetCapabilitiesResponse(
+            capabilities=[csi_pb2.ControllerServiceCapability(rpc=_Rpc(type=kind)) for kind in CAPABILITIES]
+        )
+
+    async def CreateVolume(  # noqa: N802
+        self, request: csi_pb2.CreateVolumeRequest, context: grpc.aio.ServicerContext
+    ) -> csi_pb2.CreateVolumeResponse:
+        """Make a volume, or find the one that an earlier call made."""
+        asked = requests.create_volume(request, base_path=self.base_path)
+        if asked.parameters.ignored:
+            _log.warning("StorageClass parameters without effect", extra={"parameters": asked.parameters.ignored})
+        handle = handle_for(asked.name)
+        wanted = NewVolume(
+            handle=handle,
+            capacity_bytes=asked.capacity_bytes,
+            limit_bytes=asked.limit_bytes,
+            volume_mode=asked.capability.volume_mode,
+            access_mode=asked.capability.access_mode,
+            directory=asked.parameters.volume_path,
+            nvme_address=asked.parameters.nvme_address,
+            nvme_port=asked.parameters.nvme_port,
+            policy=asked.parameters.dual_attach_policy,
+            migration_timeout_seconds=asked.parameters.migration_timeout_seconds,
+            persistent_volume_name=asked.parameters.persistent_volume_name,
+        )
+        async with self.locks.try_hold(handle):
+            with self.metrics.volume_operation("create"):
+                record, target = await self.volumes.create(wanted, deadline=_deadline(context))
+        return csi_pb2.CreateVolumeResponse(
+            volume=csi_pb2.Volume(
+                volume_id=handle,
+                capacity_bytes=record.spec.capacity_bytes,
+                volume_context=volume_context(
+                    asked.parameters,
+                    nqn=target.nqn,
+                    file_path=target.file_path,
+                    rds_address=self.addresses.rds_address,
+                    nvme_address=self.addresses.nvme_address,
+                    nvme_port=self.addresses.nvme_port,
+                ),
+            )
+        )
+
+    async def DeleteVolume(  # noqa: N802
+        self, request: csi_pb2.DeleteVolumeRequest, context: grpc.aio.ServicerContext
+    ) -> csi_pb2.DeleteVolumeResponse:
+        """Remove a volume; one that is not there is removed."""
+        asked = requests.delete_volume(request)
+        async with self.locks.try_hold(asked.handle):
+            with self.metrics.volume_operation("delete"):
+                record = await self.attachments.known(asked.handle, caller=None)
+                await self.volumes.delete(asked.handle, record, deadline=_deadline(context))
+        return csi_pb2.DeleteVolumeResponse()
+
+    async def ControllerPublishVolume(  # noqa: N802
+        self,
+        request: csi_pb2.ControllerPublishVolumeRequest,
+        context: object,  # noqa: ARG002
+    ) -> csi_pb2.ControllerPublishVolumeResponse:
+        """Give a volume to a node."""
+        asked = requests.controller_publish(request)
+        async with self.locks.hold(asked.handle):
+            with self._attachment_operation(attach=True) as measured:
+                try:
+                    record, second = await self.attachments.attach(asked.handle, asked.node, asked.capability.access)
+                except AttachRefused as error:
+                    if error.refused.reason in CONFLICTS:
+                        self.metrics.conflicts.inc()
+                    raise rejection(error.refused) from error
+                measured.operation = "attach_secondary" if second else "attach"
+        return csi_pb2.ControllerPublishVolumeResponse(publish_context=self._publish_context(record, asked))
+
+    async def ControllerUnpublishVolume(  # noqa: N802
+        self,
+        request: csi_pb2.ControllerUnpublishVolumeRequest,
+        context: object,  # noqa: ARG002
+    ) -> csi_pb2.ControllerUnpublishVolumeResponse:
+        """Take a volume from a node, or from all."""
+        asked = requests.controller_unpublish(request)
+        async with self.locks.hold(asked.handle):
+            with self._attachment_operation(attach=False) as measured:
+                others_stay = await self.attachments.detach(asked.handle, asked.node)
+                measured.operation = "detach_partial" if others_stay else "detach"
+        return csi_pb2.ControllerUnpublishVolumeResponse()
+
+    async def ValidateVolumeCapabilities(  # noqa: N802
+        self,
+        request: csi_pb2.ValidateVolumeCapabilitiesRequest,
+        context: object,  # noqa: ARG002
+    ) -> csi_pb2.ValidateVolumeCapabilitiesResponse:
+        """Confirm what a publish would accept, and nothing else."""
+        asked = requests.validate_capabilities(request)
+        record = await self.attachments.known(asked.handle, caller=None)
+        if record is None:
+            raise NotFound(f"volume {asked.handle} is not known: no VolumeAttachmentRecord and no PersistentVolume names it")
+        message = asked.unsupported or _unusable(record, asked)
+        if message:
+            return csi_pb2.ValidateVolumeCapabilitiesResponse(message=message)
+        confirmed = csi_pb2.ValidateVolumeCapabilitiesResponse.Confirmed(volume_capabilities=request.volume_capabilities)
+        return csi_pb2.ValidateVolumeCapabilitiesResponse(confirmed=confirmed)
+
+    def _publish_context(self, record: Record, asked: requests.ControllerPublish) -> dict[str, str]:
+        target = record.spec.target
+        if target is None:
+            raise FailedPrecondition(
+                f"volume {record.handle}: its record {record.metadata.name} names no NVMe subsystem (spec.target); add it"
+            )
+        return publish_context(
+            nvme_address=target.address or self.addresses.nvme_address,
+            nvme_port=target.port or self.addresses.nvme_port,
+            nqn=target.nqn,
+            fs_type="" if asked.capability.block else asked.capability.fs_type or "ext4",
+        )
+
+    @contextmanager
+    def _attachment_operation(self, *, attach: bool) -> Iterator[_Measured]:
+        measured = _Measured("attach" if attach else "detach")
+        counter = self.metrics.attaches if attach else self.metrics.detaches
+        started = monotonic()
+        status = "failure"
+        try:
+            yield measured
+            status = "success"
+        finally:
+            counter.labels(status).inc()
+            self.metrics.attachment_durations.labels(measured.operation).observe(monotonic() - started)
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What turned out to be measured."""
+
+    operation: str
+
+
+def _deadline(context: grpc.aio.ServicerContext) -> float:
+    """Return when the box must have answered (``time.monotonic``): a little before the caller stops waiting."""
+    remaining = context.time_remaining()
+    return monotonic() + (BOX_SECONDS if remaining is None else max(0.0, min(BOX_SECONDS, remaining - ANSWER_SECONDS)))
+
+
+def _unusable(record: Record, asked: requests.ValidateCapabilities) -> str:
+    for capability in asked.capabilities:
+        if capability.volume_mode is not record.spec.volume_mode:
+            wants = "a block device" if capability.volume_mode is VolumeMode.BLOCK else "a filesystem"
+            return f"volume {record.handle} has volumeMode {record.spec.volume_mode} and cannot be used as {wants}"
+    return ""

@@ -1,0 +1,175 @@
+"""Create and delete volumes: the record first, then the box, every step read back."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from rds_csi.attachments import rejection
+from rds_csi.errors import Aborted, AlreadyExists, FailedPrecondition
+from rds_csi.routeros.box import Box
+from rds_csi.routeros.commands import DiskSpec, FilePath, Nqn, Slot
+from rds_csi.routeros.errors import PoolFull
+from rds_records import imports, transitions
+from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, WriteConflict
+from rds_records.names import FINALIZER, SlotNames, file_path_for, nqn_for, slot_for
+from rds_records.record import AccessMode, DualAttachPolicy, Record, Spec, Target, VolumeMode
+from rds_records.store import RecordStore
+from rds_records.transitions import Refused
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NewVolume:
+    """What a CreateVolume asks for, validated; sizes in bytes, ``limit_bytes`` is 0 where there is none."""
+
+    handle: str
+    capacity_bytes: int
+    limit_bytes: int
+    volume_mode: VolumeMode
+    access_mode: AccessMode
+    directory: str
+    nvme_address: str | None
+    nvme_port: int | None
+    policy: DualAttachPolicy
+    migration_timeout_seconds: int | None
+    persistent_volume_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """Creates and deletes volumes on one box."""
+
+    api: KubernetesApi
+    store: RecordStore
+    box: Box
+    slot_names: SlotNames = SlotNames.HANDLE
+    nvme_port: int = 4420
+    base_path: str = imports.DEFAULT_BASE_PATH
+
+    async def create(self, wanted: NewVolume, *, deadline: float) -> tuple[Record, Target]:
+        """Make the volume, or find it made by an earlier try; returns its record, with the size that it really has, and its place.
+
+        A crash may come between any two steps: the record exists before the disk, so nothing on the box is ever without an owner,
+        and a retry with the same name finds the record, compares it with the request, and does what is left to do: the box is read
+        before anything is sent to it, and a disk that is there and equal is taken as made.
+
+        Raises AlreadyExists where a volume of that name differs from the request, Aborted where it is being deleted, PoolFull where
+        the box has no room (then the record goes again), and what the box and the API server raise.
+        """
+        record = await self.store.read(wanted.handle)
+        if record is None:
+            try:
+                record = await self.store.create(self._spec(wanted))
+            except WriteConflict as error:
+                raise Aborted(f"volume {wanted.handle} is being created by another call; try again") from error
+        else:
+            _refuse_different(record, wanted)
+        target = record.spec.target
+        if target is None:
+            raise FailedPrecondition(f"volume {wanted.handle}: its record {record.metadata.name} names no place on the box")
+        disk = DiskSpec(
+            slot=Slot(target.slot),
+            path=FilePath(target.file_path),
+            size=record.spec.capacity_bytes,
+            nqn=Nqn(target.nqn),
+            port=target.port or self.nvme_port,
+        )
+        try:
+            await self.box.create_disk(disk, deadline=deadline)
+        except PoolFull:
+            await self._forget(record)
+            raise
+        decision = await self.store.change(record, lambda newest: transitions.initialize(newest, now=self.api.clock.now()))
+        if isinstance(decision, Refused):
+            raise rejection(decision)
+        return decision.record, target
+
+    def _spec(self, wanted: NewVolume) -> Spec:
+        slot = slot_for(wanted.handle, self.slot_names)
+        return Spec(
+            volume_handle=wanted.handle,
+            volume_mode=wanted.volume_mode,
+            access_mode=wanted.access_mode,
+            capacity_bytes=wanted.capacity_bytes,
+            persistent_volume_name=wanted.persistent_volume_name,
+            target=Target(
+                nqn=nqn_for(wanted.handle),
+                slot=slot,
+                file_path=file_path_for(wanted.directory, slot),
+                address=wanted.nvme_address,
+                port=wanted.nvme_port,
+            ),
+            dual_attach_policy=wanted.policy,
+            migration_timeout_seconds=wanted.migration_timeout_seconds,
+        )
+
+    async def _forget(self, record: Record) -> None:
+        """Take back the write-ahead record of a volume that the box has refused, so that a refused claim leaves nothing behind."""
+        if record.initialized:
+            return
+        try:
+            await self.store.remove(record)
+        except ApiError as error:
+            # It stays, empty: the next CreateVolume or DeleteVolume of this name goes on from it.
+            _log.info("write-ahead record kept", extra={"volume": record.handle, "error": str(error)})
+
+    async def delete(self, handle: str, record: Record | None, *, deadline: float) -> None:
+        """Remove disk, backing file and record, in that order, each step verified; a volume that is not there is deleted.
+
+        Before the box is touched the record says ``deleting``, so no attach can be admitted any more. A crash after any step leaves
+        a record that still says so and still names slot and file: the retry finds what is gone gone, and does the rest.
+
+        Raises FailedPrecondition while a node is attached, and what the box and the API server raise.
+        """
+        if record is None:
+            await self._delete_unrecorded(handle, deadline)
+            return
+        decision = await self.store.change(record, lambda newest: transitions.begin_deletion(newest, now=self.api.clock.now()))
+        if isinstance(decision, Refused):
+            raise rejection(decision)
+        record = decision.record
+        target = record.spec.target
+        if target is not None:
+            slot, path = Slot(target.slot), FilePath(target.file_path)
+            await self.box.delete_disk(slot, path=path, deadline=deadline)
+            await self.box.delete_file(path, deadline=deadline)
+        try:
+            await self.store.remove(record)
+        except (WriteConflict, ObjectNotFound):
+            # Somebody else wrote a condition meanwhile, or finished the same deletion.
+            newest = await self.store.read(handle)
+            if newest is not None and newest.metadata.uid == record.metadata.uid:
+                await self.store.remove(newest)
+
+    async def _delete_unrecorded(self, handle: str, deadline: float) -> None:
+        # Neither a record nor a PersistentVolume names this volume, so nobody can be attached to it. Its disk goes before its file,
+        # so where a crash came between the two the file is found at the path that a volume of this handle always has.
+        slot = Slot(slot_for(handle, self.slot_names))
+        path = FilePath(file_path_for(self.base_path, slot))
+        disk = await self.box.disk(slot, deadline=deadline)
+        if disk is not None and FilePath(disk.path).is_below(FilePath(self.base_path)):
+            path = FilePath(disk.path)
+        await self.box.delete_disk(slot, path=path, deadline=deadline)
+        await self.box.delete_file(path, deadline=deadline)
+
+
+def _refuse_different(record: Record, wanted: NewVolume) -> None:
+    if record.terminating or record.status.deleting or FINALIZER not in record.metadata.finalizers:
+        raise Aborted(f"volume {wanted.handle} is being deleted; its name can be used again when that is done")
+    spec = record.spec
+    differences = [
+        f"{name} is {have}, asked for {want}"
+        for name, have, want in (
+            ("volumeMode", spec.volume_mode, wanted.volume_mode),
+            ("accessMode", spec.access_mode, wanted.access_mode),
+            ("dualAttachPolicy", spec.dual_attach_policy, wanted.policy),
+        )
+        if have != want
+    ]
+    if spec.capacity_bytes < wanted.capacity_bytes or (wanted.limit_bytes and spec.capacity_bytes > wanted.limit_bytes):
+        limit = f", at most {wanted.limit_bytes}" if wanted.limit_bytes else ""
+        differences.append(f"capacity is {spec.capacity_bytes} bytes, asked for {wanted.capacity_bytes}{limit}")
+    if differences:
+        raise AlreadyExists(f"volume {wanted.handle} exists and differs: {'; '.join(differences)}; use another name")
