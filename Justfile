@@ -15,3 +15,7 @@ check:
 # What continuous integration runs.
 test *ARGS: check
     pytest -m "not long" "$@"
+
+# Generate the CSI stubs anew from csi.proto.
+stubs:
+    cd csi && python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. rds_csi/spec/csi.proto

@@ -1,0 +1,88 @@
+"""Command line options of which each can be given as an environment variable, too; the command line wins."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?")
+_TRUTH: Final = {"true": True, "false": False, "1": True, "0": False}
+
+
+def duration(text: str) -> float:
+    """Return seconds from ``30``, ``30s``, ``1.5m``, ``2h`` or ``250ms``; raises ValueError."""
+    matched = _DURATION.fullmatch(text)
+    if not matched or not math.isfinite(float(matched[1])):
+        raise ValueError(f"{text!r} is no duration such as 30s")
+    return float(matched[1]) * _UNITS[matched[2] or "s"]
+
+
+class Options:
+    """Adds options to a parser; a value from the environment passes the same checks as one from the command line."""
+
+    def __init__(self, parser: argparse.ArgumentParser, environment: Mapping[str, str], *, prefix: str) -> None:
+        self._parser = parser
+        self._environment = environment
+        self._prefix = prefix
+
+    def _variables(self, flag: str, names: Sequence[str]) -> tuple[str, ...]:
+        return (self._prefix + flag.removeprefix("--").replace("-", "_").upper(), *names)
+
+    def _given(self, variables: Sequence[str]) -> str | None:
+        return next((self._environment[name] for name in variables if self._environment.get(name)), None)
+
+    def add(
+        self,
+        flag: str,
+        text: str,
+        *,
+        default: str = "",
+        metavar: str | None = None,
+        kind: Callable[[str], Any] = str,
+        choices: Sequence[str] | None = None,
+        variables: Sequence[str] = (),
+    ) -> None:
+        """Add an option that takes a value.
+
+        Its variable is the prefix and the flag's name (``--node-id``: ``RDS_CSI_NODE_ID``); ``variables`` are further names, looked
+        at after that one. A variable that is set and empty counts as not set.
+        """
+        names = self._variables(flag, variables)
+        given = self._given(names)
+        if choices and given is not None and given not in choices:
+            # argparse checks choices on the command line only.
+            self._parser.error(f"{names[0]} is {given!r}; allowed are {', '.join(choices)}")
+        self._parser.add_argument(
+            flag,
+            default=default if given is None else given,
+            type=_named(kind),
+            choices=choices,
+            metavar=metavar,
+            help=f"{text} [{'default: ' + default.replace('%', '%%') + '; ' if default else ''}env: {', '.join(names)}]",
+        )
+
+    def switch(self, flag: str, text: str, *, variables: Sequence[str] = ()) -> None:
+        """Add an option that is on or off: ``--flag``, ``--no-flag``, or ``true`` or ``false`` in its variable."""
+        names = self._variables(flag, variables)
+        given = (self._given(names) or "false").lower()
+        if given not in _TRUTH:
+            self._parser.error(f"{names[0]} is {given!r}; allowed are true and false")
+        self._parser.add_argument(
+            flag, action=argparse.BooleanOptionalAction, default=_TRUTH[given], help=f"{text} [env: {', '.join(names)}]"
+        )
+
+
+def _named(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let argparse show what a ValueError says, instead of the name of the function that raised it."""
+
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert

@@ -1,0 +1,106 @@
+"""One table from exceptions to gRPC status codes; the interceptor is the only one that reads it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+import grpc
+
+from rds_csi.routeros import errors as routeros
+from rds_csi.sizes import SizeOutOfRange
+from rds_records.kubernetes_api import ApiError, ApiUnavailable, ObjectNotFound, RequestRefused, WriteConflict
+
+
+class Rejected(Exception):
+    """An RPC is refused; the message goes to the caller as it is, so it says what to do and holds no secret."""
+
+    code: ClassVar[Any]
+
+
+class InvalidArgument(Rejected):
+    """The request can never be right."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class NotFound(Rejected):
+    """There is positive evidence that what the request names does not exist."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExists(Rejected):
+    """What the request names exists and differs."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class FailedPrecondition(Rejected):
+    """The state of the volume does not allow it now."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Aborted(Rejected):
+    """Another call for the same volume is under way, or has just won."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class OutOfRange(Rejected):
+    """No size fits the request."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class ResourceExhausted(Rejected):
+    """The box has no room."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Unavailable(Rejected):
+    """Nobody can tell now; the same call may be right later."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class Unimplemented(Rejected):
+    """The RPC is not offered."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+
+
+STATUS_TABLE: Final[tuple[tuple[type[Exception], Any], ...]] = (
+    # The box. What may have been applied is UNAVAILABLE: csi-provisioner takes INTERNAL for final and would forget the volume
+    # (external-provisioner, pkg/controller/controller.go, "isFinalError").
+    (routeros.BoxUnreachable, grpc.StatusCode.UNAVAILABLE),
+    (routeros.OutcomeUnknown, grpc.StatusCode.UNAVAILABLE),
+    (routeros.MalformedAnswer, grpc.StatusCode.UNAVAILABLE),
+    (routeros.PoolFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (routeros.BoxBusy, grpc.StatusCode.FAILED_PRECONDITION),
+    (routeros.AlreadyThere, grpc.StatusCode.ABORTED),
+    (routeros.NoSuchItem, grpc.StatusCode.ABORTED),
+    (routeros.DiskInTheWay, grpc.StatusCode.ALREADY_EXISTS),
+    (routeros.Conflict, grpc.StatusCode.FAILED_PRECONDITION),
+    (routeros.BoxError, grpc.StatusCode.INTERNAL),
+    (routeros.InvalidName, grpc.StatusCode.INVALID_ARGUMENT),
+    (SizeOutOfRange, grpc.StatusCode.OUT_OF_RANGE),
+    # The API server.
+    (ApiUnavailable, grpc.StatusCode.UNAVAILABLE),
+    (WriteConflict, grpc.StatusCode.ABORTED),
+    (ObjectNotFound, grpc.StatusCode.ABORTED),
+    (RequestRefused, grpc.StatusCode.UNAVAILABLE),
+    (ApiError, grpc.StatusCode.UNAVAILABLE),
+    # The RPC itself.
+    (TimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (NotImplementedError, grpc.StatusCode.UNIMPLEMENTED),
+)
+"""First match wins, so a class stands before its bases. What matches nothing is a defect of ours: INTERNAL, with a traceback."""
+
+
+def status_of(error: BaseException) -> Any | None:
+    """Return the ``grpc.StatusCode`` of an exception, or None where the table does not know it."""
+    if isinstance(error, Rejected):
+        return error.code
+    return next((code for kind, code in STATUS_TABLE if isinstance(error, kind)), None)

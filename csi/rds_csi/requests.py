@@ -1,0 +1,181 @@
+"""Validation of the requests of each RPC, in the reference driver's order of checks. Pure: wire form in, frozen values out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from rds_csi.capabilities import Capability, Unsupported, combine, parse_capabilities, parse_capability
+from rds_csi.errors import InvalidArgument, OutOfRange
+from rds_csi.parameters import VolumeParameters, parse_parameters
+from rds_csi.sizes import SizeOutOfRange, exact_size
+from rds_csi.spec import csi_pb2
+from rds_records.names import check_handle, check_node_name
+
+MAX_STRING: Final = 128
+MAX_MAP: Final = 4096
+"""Bytes (CSI spec, "Size Limits"); of a map, all keys and values together."""
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVolume:
+    """A volume that is wanted."""
+
+    name: str
+    """As the CO suggests it; not yet the handle."""
+
+    capacity_bytes: int
+    """What the volume will have: what is required, rounded up to what the box can make exactly."""
+
+    limit_bytes: int
+    """0 where there is no limit."""
+
+    capability: Capability
+    """The one that covers all."""
+
+    parameters: VolumeParameters
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteVolume:
+    """A volume that is to go."""
+
+    handle: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerPublish:
+    """A node that wants a volume."""
+
+    handle: str
+    node: str
+    capability: Capability
+    volume_context: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerUnpublish:
+    """A node that leaves a volume; all nodes where ``node`` is empty."""
+
+    handle: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValidateCapabilities:
+    """A question whether a volume can be used in all of these ways."""
+
+    handle: str
+    capabilities: tuple[Capability, ...]
+    unsupported: str
+    """Why not, where one of them is not offered at all; else empty."""
+
+    volume_context: Mapping[str, str] = field(default_factory=dict)
+
+
+def create_volume(request: csi_pb2.CreateVolumeRequest, *, base_path: str) -> CreateVolume:
+    """Return what CreateVolume asks for; raises InvalidArgument, or OutOfRange where no size fits."""
+    if not request.name:
+        raise InvalidArgument("name is missing")
+    capability = combine(parse_capabilities(request.volume_capabilities))
+    required, limit = request.capacity_range.required_bytes, request.capacity_range.limit_bytes
+    if required < 0 or limit < 0:
+        raise InvalidArgument("capacity_range is negative")
+    try:
+        capacity = exact_size(required, limit)
+    except SizeOutOfRange as error:
+        raise OutOfRange(str(error)) from error
+    if not _NAME.fullmatch(request.name):
+        raise InvalidArgument(f"name {request.name[:140]!r} is not valid: 1 to {MAX_STRING} letters, digits and inner ._-")
+    if request.HasField("volume_content_source"):
+        raise InvalidArgument("volume_content_source: snapshots and clones are not offered yet")
+    if request.HasField("accessibility_requirements"):
+        raise InvalidArgument(
+            "accessibility_requirements: topology is not offered; run csi-provisioner with --feature-gates=Topology=false"
+        )
+    if request.mutable_parameters:
+        raise InvalidArgument("mutable_parameters: VolumeAttributesClass is not offered; put the parameters into the StorageClass")
+    _check_map("parameters", request.parameters)
+    _check_map("secrets", request.secrets)
+    parameters = parse_parameters(request.parameters, base_path=base_path)
+    return CreateVolume(name=request.name, capacity_bytes=capacity, limit_bytes=limit, capability=capability, parameters=parameters)
+
+
+def delete_volume(request: csi_pb2.DeleteVolumeRequest) -> DeleteVolume:
+    """Return what DeleteVolume asks for; raises InvalidArgument."""
+    handle = _handle(request.volume_id)
+    _check_map("secrets", request.secrets)
+    return DeleteVolume(handle)
+
+
+def controller_publish(request: csi_pb2.ControllerPublishVolumeRequest) -> ControllerPublish:
+    """Return what ControllerPublishVolume asks for; raises InvalidArgument.
+
+    The volume context is bounded and else taken as it is: it may be the Go driver's.
+    """
+    if not request.volume_id:
+        raise InvalidArgument("volume_id is missing")
+    if not request.node_id:
+        raise InvalidArgument("node_id is missing")
+    handle = _handle(request.volume_id)
+    if not request.HasField("volume_capability"):
+        raise InvalidArgument("volume_capability is missing")
+    node = _node(request.node_id)
+    capability = parse_capability(request.volume_capability)
+    if request.readonly:
+        raise InvalidArgument("readonly: the controller cannot publish a volume read-only (PUBLISH_READONLY is not advertised)")
+    _check_map("secrets", request.secrets)
+    return ControllerPublish(handle, node, capability, _check_map("volume_context", request.volume_context))
+
+
+def controller_unpublish(request: csi_pb2.ControllerUnpublishVolumeRequest) -> ControllerUnpublish:
+    """Return what ControllerUnpublishVolume asks for; an empty node id is valid and means every node; raises InvalidArgument."""
+    handle = _handle(request.volume_id)
+    node = _node(request.node_id) if request.node_id else ""
+    _check_map("secrets", request.secrets)
+    return ControllerUnpublish(handle, node)
+
+
+def validate_capabilities(request: csi_pb2.ValidateVolumeCapabilitiesRequest) -> ValidateCapabilities:
+    """Return what ValidateVolumeCapabilities asks; raises InvalidArgument where the request is malformed.
+
+    A mode that is not offered is no error here: it is answered with OK, a message and no confirmation. Parameters are not looked
+    at, so the answer must not confirm them.
+    """
+    handle = _handle(request.volume_id)
+    if not request.volume_capabilities:
+        raise InvalidArgument("volume_capabilities are missing")
+    for name in ("volume_context", "parameters", "mutable_parameters", "secrets"):
+        _check_map(name, getattr(request, name))
+    context = dict(request.volume_context)
+    try:
+        return ValidateCapabilities(handle, parse_capabilities(request.volume_capabilities), "", context)
+    except Unsupported as error:
+        return ValidateCapabilities(handle, (), str(error), context)
+
+
+def _handle(volume_id: str) -> str:
+    if not volume_id:
+        raise InvalidArgument("volume_id is missing")
+    try:
+        return check_handle(volume_id)
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from error
+
+
+def _node(node_id: str) -> str:
+    try:
+        return check_node_name(node_id)
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from error
+
+
+def _check_map(name: str, entries: Mapping[str, str]) -> dict[str, str]:
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in entries.items())
+    if size > MAX_MAP:
+        raise InvalidArgument(f"{name} have {size} bytes; at most {MAX_MAP} are taken")
+    return dict(entries)

@@ -1,0 +1,1 @@
+"""Generated from ``csi.proto``, the interface of CSI 1.13 (``just stubs``)."""
