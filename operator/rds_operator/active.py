@@ -8,13 +8,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from rds_records.kubernetes_api import ApiError, ObjectNotFound
-from rds_records.record import Record
-from rds_records.store import COLLECTION, Api, Contended
-
 from rds_operator.memory import Change, RecordMemory
 from rds_operator.reporting import Reporter
 from rds_operator.timeouts import CHECK_SECONDS, Deadlines, WindowAges, runs, time_left
+from rds_records.kubernetes_api import ApiError, ObjectNotFound
+from rds_records.record import Record
+from rds_records.store import COLLECTION, Api, Contended
 
 logger = logging.getLogger(__name__)
 

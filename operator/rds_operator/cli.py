@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from rds_records.names import DRIVER_NAME
-
+from rds_operator import handlers
 from rds_operator.lease import Timing
 from rds_operator.process import Settings, default_identity, live
+from rds_process import logs
+from rds_process.exposition import parse_address
+from rds_process.options import Options, duration
+from rds_records.names import DRIVER_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +25,7 @@ NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/name
 """Where a pod finds its own namespace (Kubernetes documentation, "Accessing the Kubernetes API from a Pod")."""
 
 DEFAULT_NAMESPACE: Final = "rds-csi"
+DEFAULT_METRICS_ADDRESS: Final = ":9810"
 
 DESCRIPTION: Final = """\
 Watch VolumeAttachmentRecords: mark migrations that run past their deadline as TimedOut, and report what happens to volumes as
@@ -30,8 +34,7 @@ it reports later. Run two replicas: one is active by Lease, the other takes over
 """
 
 EPILOG: Final = """\
-Every option can be given as an environment variable: --lease-name is RDS_OPERATOR_LEASE_NAME; switches take true or false.
-The command line wins. Exit status: 0 after SIGTERM or SIGINT, 1 when the lease was lost or the operator broke, 2 for bad options.
+Every option can be given as an environment variable; the command line wins. Exit status: 0 after SIGTERM or SIGINT, 1 when the lease was lost or the operator broke, 2 for bad options.
 """
 
 
@@ -40,53 +43,47 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="rds-operator", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-    def option(flag: str, default: str, text: str, metavar: str) -> None:
-        flags.add_argument(flag, default=environment.get(variable(flag), default), metavar=metavar, help=text)
-
-    def seconds(flag: str, default: float, text: str) -> None:
-        flags.add_argument(flag, type=_seconds, default=environment.get(variable(flag), str(default)), metavar="SECONDS", help=text)
-
-    def switch(flag: str, text: str) -> None:
-        value = environment.get(variable(flag), "false")
-        if value.lower() not in {"true", "false"}:
-            flags.error(f"{variable(flag)} is {value!r}, not true or false")
-        flags.add_argument(flag, action=argparse.BooleanOptionalAction, default=value.lower() == "true", help=text)
-
-    option("--kubeconfig", "", "how to reach the API server; as a pod does where none is named", "FILE")
-    option("--driver-name", DRIVER_NAME, "the CSI driver whose PersistentVolumes these are (%(default)s)", "NAME")
-    option("--metrics-address", ":9810", "where /metrics, /healthz and /readyz listen; empty: nowhere (%(default)s)", "HOST:PORT")
-    switch("--disable-metrics", "serve no /metrics, /healthz and /readyz")
-    switch("--disable-events", "post no Events; metrics and records are the same without")
-    option("--namespace", _own_namespace(), "namespace of the Lease (%(default)s)", "NAME")
-    option("--lease-name", "rds-operator", "name of the Lease (%(default)s)", "NAME")
-    option("--identity", default_identity(), "this replica's name in the Lease (host name and a random suffix)", "NAME")
+    options = Options(flags, environment, prefix="RDS_OPERATOR_")
     timing = Timing()
-    seconds("--lease-duration", timing.duration, "the standby takes over when the Lease was not renewed for so long (%(default)s)")
-    seconds("--renew-deadline", timing.renew_deadline, "the active replica ends when it could not renew for so long (%(default)s)")
-    seconds("--retry-period", timing.retry_period, "how often the Lease is renewed, or tried for (%(default)s)")
-    flags.add_argument(
-        "--log-level",
-        default=environment.get(variable("--log-level"), "info"),
-        choices=["debug", "info", "warning", "error"],
-        help="what goes to stderr (%(default)s)",
+    options.add("--kubeconfig", "how to reach the API server; where none is named, as a pod does", metavar="FILE")
+    options.add("--driver-name", "the CSI driver whose PersistentVolumes these are", default=DRIVER_NAME, metavar="NAME")
+    options.add(
+        "--metrics-address", "where /metrics, /healthz and /readyz listen", default=DEFAULT_METRICS_ADDRESS, metavar="HOST:PORT"
     )
-    flags.add_argument(
-        "--log-format",
-        default=environment.get(variable("--log-format"), "text"),
-        choices=["text", "json"],
-        help="one line of text, or one JSON object, per message (%(default)s)",
-    )
+    options.switch("--disable-metrics", "listen nowhere: no /metrics, /healthz and /readyz")
+    options.switch("--disable-events", "post no Events; metrics and records are the same without them")
+    options.add("--namespace", "namespace of the Lease", default=_own_namespace(), metavar="NAME")
+    options.add("--lease-name", "name of the Lease", default="rds-operator", metavar="NAME")
+    options.add("--identity", "this replica's name in the Lease; else the host's name and a random suffix", metavar="NAME")
+    for flag, text, seconds in (
+        ("--lease-duration", "the standby takes over when the Lease was not renewed for so long", timing.duration),
+        ("--renew-deadline", "the active replica ends when it could not renew the Lease for so long", timing.renew_deadline),
+        ("--retry-period", "how often the Lease is renewed, or tried for", timing.retry_period),
+    ):
+        options.add(flag, text, default=f"{seconds:g}s", metavar="TIME", kind=duration)
+    options.add("--log-format", "one line of text, or one JSON object, per message", default="json", choices=logs.FORMATS)
+    options.add("--log-level", "what goes to stderr", default="info", choices=logs.LEVELS)
     return flags
 
 
-def variable(flag: str) -> str:
-    """Return the environment variable of an option."""
-    return "RDS_OPERATOR_" + flag.removeprefix("--").replace("-", "_").upper()
-
-
-def _seconds(text: str) -> float:
-    return float(text.removesuffix("s"))
+def settings(flags: argparse.ArgumentParser, arguments: Sequence[str] | None) -> tuple[Settings, argparse.Namespace]:
+    """Return how the operator runs, and the arguments as they were given; ends the process where they cannot be right."""
+    chosen = flags.parse_args(arguments)
+    try:
+        timing = Timing(chosen.lease_duration, chosen.renew_deadline, chosen.retry_period)
+        parse_address(chosen.metrics_address)
+    except ValueError as error:
+        flags.error(str(error))
+    return Settings(
+        kubeconfig=chosen.kubeconfig or None,
+        namespace=chosen.namespace,
+        lease_name=chosen.lease_name,
+        timing=timing,
+        identity=chosen.identity or default_identity(),
+        driver_name=chosen.driver_name,
+        metrics_address="" if chosen.disable_metrics else chosen.metrics_address,
+        events=not chosen.disable_events,
+    ), chosen
 
 
 def _own_namespace() -> str:
@@ -95,26 +92,11 @@ def _own_namespace() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the operator until SIGTERM; see ``--help``."""
-    flags = parser(os.environ)
-    chosen = flags.parse_args(argv)
+    chosen, given = settings(parser(os.environ), argv)
+    logs.configure(given.log_format, given.log_level)
+    handlers.quiet()
     try:
-        timing = Timing(chosen.lease_duration, chosen.renew_deadline, chosen.retry_period)
-    except ValueError as error:
-        flags.error(str(error))
-    settings = Settings(
-        kubeconfig=chosen.kubeconfig or None,
-        namespace=chosen.namespace,
-        lease_name=chosen.lease_name,
-        timing=timing,
-        identity=chosen.identity,
-        driver_name=chosen.driver_name,
-        metrics_address=chosen.metrics_address,
-        events=not chosen.disable_events,
-        metrics=not chosen.disable_metrics,
-    )
-    logging.basicConfig(level=chosen.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    try:
-        asyncio.run(live(settings))
+        asyncio.run(live(chosen))
     except Exception:
-        logger.exception("the operator broke")
+        logger.exception("the operator ends: it broke")
         sys.exit(1)

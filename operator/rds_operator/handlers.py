@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import kopf
 from kubernetes.aio.client import Configuration
-from rds_records.names import API_GROUP, API_VERSION, PLURAL
 
 from rds_operator.active import ActiveOperator
 from rds_operator.timeouts import CHECK_SECONDS
+from rds_records.names import API_GROUP, API_VERSION, PLURAL
 
 TIMER_FINALIZER: Final = f"{API_GROUP}/deadline"
 """kopf's finalizer: on a record exactly while its window runs. An operator that is gone for good leaves it behind."""
@@ -31,7 +31,7 @@ def settings() -> kopf.OperatorSettings:
     chosen.persistence.finalizer = TIMER_FINALIZER
     chosen.networking.request_timeout = NETWORK_TIMEOUT_SECONDS
     # A watch that ends now and then is started anew by kopf; one that falls silent is given up after 70 s (kopf's default).
-    chosen.watching.server_timeout = 300.0
+    chosen.watching.server_timeout = 300  # seconds, a whole number for the API server
     chosen.watching.connect_timeout = NETWORK_TIMEOUT_SECONDS
     return chosen
 

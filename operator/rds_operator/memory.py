@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+
 from rds_records.record import Record
 
 logger = logging.getLogger(__name__)

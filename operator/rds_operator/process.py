@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import kopf
 from kubernetes.aio.client import Configuration
-from rds_records.clock import ServerClock
-from rds_records.kubernetes_api import KubernetesApi, load_configuration
-from rds_records.names import DRIVER_NAME
-from rds_records.store import RecordStore
 
 from rds_operator import handlers
 from rds_operator.active import ActiveOperator
 from rds_operator.claims import Claims
-from rds_operator.endpoint import serve
 from rds_operator.events import EventRecorder
 from rds_operator.lease import Leadership, LeaseLost, Timing
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
 from rds_operator.reporting import Reporter
 from rds_operator.timeouts import Deadlines, WindowAges
+from rds_process.exposition import Readiness, serve
+from rds_records.clock import ServerClock
+from rds_records.kubernetes_api import KubernetesApi, load_configuration
+from rds_records.names import DRIVER_NAME
+from rds_records.store import RecordStore
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +54,10 @@ class Settings:
     timing: Timing = field(default_factory=Timing)
     identity: str = field(default_factory=default_identity)
     driver_name: str = DRIVER_NAME
-    metrics_address: str = ":9810"
+    metrics_address: str = ""
+    """Where to serve metrics and health; empty: nowhere."""
+
     events: bool = True
-    metrics: bool = True
 
 
 class Operator:
@@ -91,7 +91,7 @@ class Operator:
         )
         self.active = ActiveOperator(self.api, self.memory, Deadlines(store, WindowAges(clock), clock), self.reporter)
 
-    def readiness(self) -> tuple[bool, dict[str, object]]:
+    def readiness(self) -> Readiness:
         """Tell whether this replica does, or could do, its work; a standby that sees the API server is ready."""
         silence = self.leadership.silence
         ready = silence is not None and silence < self.settings.timing.duration
@@ -107,43 +107,49 @@ class Operator:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Wait for the lease, be active until told to stop; raises LeaseLost, or whatever ended kopf."""
-        # Tasks that exist before kopf starts are not kopf's: it ends all the others with itself.
         stopping = asyncio.create_task(stop.wait(), name="stop")
-        acquiring = asyncio.create_task(self.leadership.acquire(), name="acquire the lease")
-        await _first(stopping, acquiring)
-        if not stop.is_set():
-            keeping = asyncio.create_task(self.leadership.keep(), name="keep the lease")
-            try:
-                await _first(keeping, stopping, asyncio.create_task(self.active.load(), name="list records"))
-                if not stop.is_set():
-                    await self._serve(keeping, stopping, stop)
-            finally:
-                keeping.cancel()
-                await self.leadership.release()
+        await _first(stopping, asyncio.create_task(self.leadership.acquire(), name="acquire the lease"))
+        if stop.is_set():
+            return
+        keeping = asyncio.create_task(self.leadership.keep(), name="keep the lease")
+        try:
+            await _first(stopping, keeping, asyncio.create_task(self.active.load(), name="list records"))
+            if not stop.is_set():
+                await self._serve(stop, stopping, keeping)
+        finally:
+            keeping.cancel()
+            await self.leadership.release()
 
-    async def _serve(self, keeping: asyncio.Task[NoReturn], stopping: asyncio.Task[Any], stop: asyncio.Event) -> None:
+    async def _serve(self, stop: asyncio.Event, *watchers: asyncio.Task[Any]) -> None:
         started = asyncio.Event()
-        framework = asyncio.create_task(
-            kopf.operator(
-                registry=handlers.registry(self.active, self.configuration),
-                settings=handlers.settings(),
-                standalone=True,
-                clusterwide=True,
-                ready_flag=started,
-            ),
-            name="kopf",
+        # When kopf ends it ends every task that began after it, so these begin before.
+        ours = (
+            *watchers,
+            asyncio.create_task(self.active.keep_in_step(), name="resync"),
+            asyncio.create_task(self.active.keep_deadlines_of_terminating(), name="deadlines of terminating records"),
         )
-        await _first(keeping, stopping, framework, asyncio.create_task(started.wait()))
-        # kopf takes SIGTERM and SIGINT for itself when it starts; it must not end before what is under way is reported.
-        _on_signals(stop.set)
-        resync = asyncio.create_task(self.active.keep_in_step(), name="resync")
-        terminating = asyncio.create_task(self.active.keep_deadlines_of_terminating(), name="deadlines of terminating records")
-        await _first(keeping, stopping, framework, resync, terminating)
-        if not stop.is_set():
-            raise RuntimeError("kopf ended by itself")
-        await self.reporter.drain(DRAIN_SECONDS)
-        framework.cancel()
-        await asyncio.wait([framework], timeout=STOP_SECONDS)
+        framework = asyncio.create_task(self._kopf(started), name="kopf")
+        try:
+            await _first(*ours, framework, asyncio.create_task(started.wait()))
+            # kopf takes SIGTERM and SIGINT for itself when it starts; it must not end before what is under way is reported.
+            _on_signals(stop.set)
+            await _first(*ours, framework)
+            if not stop.is_set():
+                raise RuntimeError("kopf ended by itself")
+            await self.reporter.drain(DRAIN_SECONDS)
+        finally:
+            for task in (*ours, framework):
+                task.cancel()
+            await asyncio.wait([framework], timeout=STOP_SECONDS)
+
+    async def _kopf(self, started: asyncio.Event) -> None:
+        await kopf.operator(
+            registry=handlers.registry(self.active, self.configuration),
+            settings=handlers.settings(),
+            standalone=True,
+            clusterwide=True,
+            ready_flag=started,
+        )
 
 
 async def _first(*tasks: asyncio.Task[Any]) -> None:
@@ -164,7 +170,7 @@ async def live(settings: Settings) -> None:
     stop = asyncio.Event()
     _on_signals(stop.set)
     operator = Operator(settings, await load_configuration(settings.kubeconfig))
-    async with operator.api, _endpoint(operator):
+    async with operator.api, serve(settings.metrics_address, operator.metrics.registry, operator.readiness):
         try:
             await operator.run(stop)
         except LeaseLost as lost:
@@ -172,13 +178,3 @@ async def live(settings: Settings) -> None:
             logger.critical("%s; this process ends now", lost)
             logging.shutdown()
             os._exit(1)
-
-
-@contextlib.asynccontextmanager
-async def _endpoint(operator: Operator) -> AsyncIterator[None]:
-    settings = operator.settings
-    if not settings.metrics or not settings.metrics_address:
-        yield
-        return
-    async with serve(settings.metrics_address, operator.metrics.registry, operator.readiness):
-        yield

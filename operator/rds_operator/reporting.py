@@ -22,17 +22,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
+from rds_operator.claims import Claims
+from rds_operator.events import EventReason, EventRecorder, Notice, Posted, event_name
+from rds_operator.memory import Change
+from rds_operator.metrics import OperatorMetrics
 from rds_records.clock import ServerClock
 from rds_records.kubernetes_api import ApiError, ObjectNotFound, WriteConflict
 from rds_records.names import FINALIZER
 from rds_records.record import MAX_OUTBOX, Announcement, Attachment, ObjectReference, OutboxEntry, Record, Refusal
 from rds_records.store import Contended, RecordStore
 from rds_records.transitions import Decided, go_duration
-
-from rds_operator.claims import Claims
-from rds_operator.events import EventReason, EventRecorder, Notice, Posted, event_name
-from rds_operator.memory import Change
-from rds_operator.metrics import OperatorMetrics
 
 logger = logging.getLogger(__name__)
 
