@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +12,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from rds_records.names import DRIVER_NAME, attacher_finalizer, file_path_for, nqn_for, slot_for
 from rds_records.record import AccessMode, Attachment, Condition, DualAttachPolicy, Record, Spec, Target, VolumeMode
-from rds_records.transitions import open_imported_window, settle
+from rds_records.transitions import allowed_nodes, open_imported_window, settle
 
 NODE_ID_ANNOTATION: Final = "csi.alpha.kubernetes.io/node-id"
 """Set by csi-attacher before it publishes (external-attacher, pkg/attacher/csi_handler.go)."""
@@ -140,34 +141,17 @@ def quantity_bytes(quantity: str) -> int:
 def import_attachments(record: Record, found: Sequence[Holder], *, now: datetime) -> Record:
     """Return the record of a volume with the attachments that were found, initialized.
 
-    More nodes than allowed are kept and flagged, and no further one is admitted. Two nodes of a multi-node volume are a window whose
-    start is the younger attachment's.
+    More nodes than allowed are kept and flagged, and no further one is admitted. Two nodes of a multi-node volume are a window
+    whose start is the younger attachment's.
     """
-    attachments = tuple(
-        Attachment(
-            node_name=holder.node,
-            id=f"imported-{int(holder.since.timestamp())}-{number}",
-            access_mode=record.spec.access_mode,
-            attach_time=holder.since,
-        )
-        for number, holder in enumerate(found)
-    )
+    attachments = tuple(_attachment(record, holder, "imported", now) for holder in found)
     return _found(record.with_status(initialized=True, attachments=attachments), now)
 
 
 def add_missing(record: Record, missing: Sequence[Holder], *, now: datetime) -> Record:
     """Return the record with holders added that a VolumeAttachment proves and the record did not know."""
     known = {held.node_name for held in record.status.attachments}
-    added = tuple(
-        Attachment(
-            node_name=holder.node,
-            id=f"found-{int(holder.since.timestamp())}-{number}",
-            access_mode=record.spec.access_mode,
-            attach_time=holder.since,
-        )
-        for number, holder in enumerate(missing)
-        if holder.node not in known
-    )
+    added = tuple(_attachment(record, holder, "found", now) for holder in missing if holder.node not in known)
     if not added:
         return record
     nodes = " and ".join(held.node_name for held in added)
@@ -183,10 +167,17 @@ def add_missing(record: Record, missing: Sequence[Holder], *, now: datetime) -> 
     return _found(record.with_status(attachments=(*record.status.attachments, *added), conditions=conditions), now)
 
 
+def _attachment(record: Record, holder: Holder, origin: str, now: datetime) -> Attachment:
+    # The id must be new for every attachment: a node that left may be found again under the same VolumeAttachment.
+    moment, node = int(now.timestamp() * 1000), hashlib.sha256(holder.node.encode()).hexdigest()[:8]
+    return Attachment(
+        node_name=holder.node, id=f"{origin}-{moment}-{node}", access_mode=record.spec.access_mode, attach_time=holder.since
+    )
+
+
 def _found(record: Record, now: datetime) -> Record:
     attachments = record.status.attachments
-    limit = 2 if all(held.access_mode.multi_node for held in attachments) else 1
-    if len(attachments) > limit:
+    if len(attachments) > allowed_nodes(record, attachments):
         record = record.with_status(over_attached=True)
     elif len(attachments) == 2 and record.status.migration is None:
         record = open_imported_window(record, max(held.attach_time for held in attachments))

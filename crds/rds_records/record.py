@@ -236,6 +236,8 @@ class Status(_Part):
     initialized: bool | None = None
     """Absent: nothing is known yet, which never means that nobody is attached."""
     deleting: bool | None = None
+    removed_from_box: bool | None = None
+    """Disk and file are gone; the record stays only for what is left to report."""
     attachments: tuple[Attachment, ...] = ()
     migration: Window | None = None
     history: tuple[ClosedWindow, ...] = ()

@@ -124,12 +124,14 @@ class RecordStore:
         finalizers = tuple(name for name in record.metadata.finalizers if name != FINALIZER)
         if len(finalizers) != len(record.metadata.finalizers):
             record = await self.release(record)
+        await self.delete(record)
+
+    async def delete(self, record: Record) -> None:
+        """Ask for the deletion of the object, if it is the one that was read; finalizers hold it. One that is gone is fine."""
         if record.terminating:
             return
         try:
-            await self.api.delete(
-                _path(record.metadata.name), resource_version=record.metadata.resource_version, uid=record.metadata.uid
-            )
+            await self.api.delete(_path(record.metadata.name), uid=record.metadata.uid)
         except ObjectNotFound:
             return
 

@@ -280,17 +280,25 @@ def _without(record: Record, leaving: Sequence[str], now: datetime) -> Record:
     gone = [node for node in leaving if window and node in {window.source_node, window.target_node}]
     if window and gone:
         changed = _close_window(record, changed, window, gone, now)
-    if len(kept) <= 2 and changed.over_attached:
+    if changed.over_attached and len(kept) <= allowed_nodes(record, kept):
         changed = changed.replace(over_attached=None)
         if len(kept) == 2 and changed.migration is None:
             changed = open_imported_window(record.replace(status=changed), now).status
     return _settled(record, changed, now)
 
 
+def allowed_nodes(record: Record, attachments: Sequence[Attachment]) -> int:
+    """Return how many nodes may hold the volume at once, as these hold it."""
+    shared = record.spec.volume_mode is VolumeMode.BLOCK and all(held.access_mode.multi_node for held in attachments)
+    return 2 if shared else 1
+
+
 def open_imported_window(record: Record, start: datetime) -> Record:
     """Open the window of two nodes that were found attached rather than admitted; the older attachment is the source."""
     older, younger = sorted(record.status.attachments, key=lambda held: held.attach_time)
-    window = _open_window(record, older.node_name, younger.node_name, start, younger.id, origin=Origin.IMPORTED)
+    # Named after both: where three were found, an attachment can be the younger one of two windows, one after the other.
+    window_id = f"{older.id}-{younger.id}"
+    window = _open_window(record, older.node_name, younger.node_name, start, window_id, origin=Origin.IMPORTED)
     return record.replace(status=_announce(record.status.replace(migration=window), _started(record, window)))
 
 
@@ -493,11 +501,11 @@ def _announce(status: Status, entry: OutboxEntry) -> Status:
     if len(outbox) >= MAX_OUTBOX:
         claimed = tuple(old for old in outbox if old.reported_by)
         open_entries = tuple(old for old in outbox if not old.reported_by)
-        outbox = (*claimed[-(MAX_OUTBOX - 2) :], _collapse(open_entries, entry.time)) if open_entries else claimed[1:]
+        outbox = (*claimed[-(MAX_OUTBOX - 2) :], _collapse(open_entries, entry)) if open_entries else claimed[1:]
     return status.replace(outbox=(*outbox, entry))
 
 
-def _collapse(entries: Sequence[OutboxEntry], now: datetime) -> OutboxEntry:
+def _collapse(entries: Sequence[OutboxEntry], cause: OutboxEntry) -> OutboxEntry:
     totals = {kind: sum(old.kind is kind for old in entries) for kind in Announcement}
     before = [old.counts for old in entries if old.counts]
     counts = Counts(
@@ -506,7 +514,7 @@ def _collapse(entries: Sequence[OutboxEntry], now: datetime) -> OutboxEntry:
         failed=totals[Announcement.FAILED] + sum(old.failed for old in before),
         timed_out=totals[Announcement.TIMED_OUT] + sum(old.timed_out for old in before),
     )
-    return OutboxEntry(id=f"{entries[-1].id}-totals", kind=Announcement.COLLAPSED, time=now, counts=counts)
+    return OutboxEntry(id=f"{cause.id}-totals", kind=Announcement.COLLAPSED, time=cause.time, counts=counts)
 
 
 def _started(record: Record, window: Window) -> OutboxEntry:

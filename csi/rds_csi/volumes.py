@@ -15,7 +15,7 @@ from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, 
 from rds_records.names import FINALIZER, SlotNames, file_path_for, nqn_for, slot_for
 from rds_records.record import AccessMode, DualAttachPolicy, Record, Spec, Target, VolumeMode
 from rds_records.store import RecordStore
-from rds_records.transitions import Refused
+from rds_records.transitions import Decided, Refused
 
 _log = logging.getLogger(__name__)
 
@@ -131,17 +131,31 @@ class Volumes:
             raise rejection(decision)
         record = decision.record
         target = record.spec.target
-        if target is not None:
+        if target is not None and not record.status.removed_from_box:
             slot, path = Slot(target.slot), FilePath(target.file_path)
             await self.box.delete_disk(slot, path=path, deadline=deadline)
             await self.box.delete_file(path, deadline=deadline)
+        await self._retire(record)
+
+    async def _retire(self, record: Record) -> None:
+        """Let go of the record of a volume that is gone from the box; what it has not reported yet keeps it until it has.
+
+        With an empty outbox finalizer and object go here. Else the object is marked and deleted with the finalizer still on it: the
+        operator reports, and then takes the finalizer off. A crash in between leaves ``deleting``: the retry comes here again.
+        """
+        marked = await self.store.change(
+            record,
+            lambda newest: Decided(newest.with_status(removed_from_box=True), changed=not newest.status.removed_from_box),
+        )
+        if isinstance(marked, Refused):
+            raise rejection(marked)
         try:
-            await self.store.remove(record)
-        except (WriteConflict, ObjectNotFound):
-            # Somebody else wrote a condition meanwhile, or finished the same deletion.
-            newest = await self.store.read(handle)
-            if newest is not None and newest.metadata.uid == record.metadata.uid:
-                await self.store.remove(newest)
+            if marked.record.status.outbox:
+                await self.store.delete(marked.record)
+            else:
+                await self.store.remove(marked.record)
+        except ObjectNotFound:
+            return
 
     async def _delete_unrecorded(self, handle: str, deadline: float) -> None:
         # Neither a record nor a PersistentVolume names this volume, so nobody can be attached to it. Its disk goes before its file,

@@ -85,13 +85,14 @@ def set_claim(record: Record, claim: ObjectReference) -> Decided:
 def may_vanish(record: Record) -> bool:
     """Tell whether our finalizer has nothing left to protect on a record that is being deleted.
 
-    Not while DeleteVolume is at it (``deleting``): it takes the finalizer off itself, after disk and file.
+    Not while DeleteVolume is at it (``deleting``): disk and file come first. It takes the finalizer off itself, unless something is
+    left to report then.
     """
     status = record.status
     return (
         record.terminating
         and record.initialized
-        and not status.deleting
+        and (not status.deleting or bool(status.removed_from_box))
         and not status.attachments
         and not status.outbox
         and FINALIZER in record.metadata.finalizers
