@@ -34,7 +34,8 @@ it reports later. Run two replicas: one is active by Lease, the other takes over
 """
 
 EPILOG: Final = """\
-Every option can be given as an environment variable; the command line wins. Exit status: 0 after SIGTERM or SIGINT, 1 when the lease was lost or the operator broke, 2 for bad options.
+Every option can be given as an environment variable; the command line wins.
+Exit status: 0 after SIGTERM or SIGINT, 1 when the lease was lost or the operator broke, 2 for bad options.
 """
 
 
@@ -71,7 +72,8 @@ def settings(flags: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     chosen = flags.parse_args(arguments)
     try:
         timing = Timing(chosen.lease_duration, chosen.renew_deadline, chosen.retry_period)
-        parse_address(chosen.metrics_address)
+        if chosen.metrics_address:
+            parse_address(chosen.metrics_address)
     except ValueError as error:
         flags.error(str(error))
     return Settings(

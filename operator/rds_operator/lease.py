@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def taken(lease: Object | None, identity: str, timing: Timing, now: datetime) ->
     """Return the spec of the lease when this replica takes or renews it; times are for people only."""
     before = (lease or {}).get("spec") or {}
     stamp = _micro_time(now)
-    spec = {**before, "holderIdentity": identity, "leaseDurationSeconds": max(1, round(timing.duration)), "renewTime": stamp}
+    spec = {**before, "holderIdentity": identity, "leaseDurationSeconds": math.ceil(timing.duration), "renewTime": stamp}
     if before.get("holderIdentity") != identity:
         spec["acquireTime"] = stamp
         spec["leaseTransitions"] = int(before.get("leaseTransitions") or 0) + (1 if lease else 0)
@@ -236,6 +237,7 @@ class Leadership:
         if lease is not None and holder_of(lease) != self._identity:
             self.leading = False
             raise LeaseLost(f"lease {self._path} was taken by {holder_of(lease) or 'nobody'}")
+        self._lease = lease or self._lease
         if not await self._write(lease, started):
             raise ApiUnavailable(f"lease {self._path} changed while it was renewed")
 
