@@ -128,7 +128,7 @@ class Api:
     def list(self, kind: str, namespace: str | None = None, **query: object) -> list[Object]:
         """Return all objects of a kind; ``query`` may carry ``labelSelector`` and ``fieldSelector``."""
         items: list[Object] = self.request("GET", path_of(kind, None, namespace), query=query)["items"]
-        return items
+        return [{**item, "kind": kind} for item in items]
 
     def create(self, body: Object) -> Object:
         return self.request("POST", path_of(body["kind"], None, body["metadata"].get("namespace")), body)

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.ring.binaries import CONTROL_PLANE, SIDECARS, ensure
+from tests.ring.cluster import Cluster
 from tests.ring.controlplane import ControlPlane
+from tests.ring.installation import install
+from tests.ring.kubelet import Kubelet
 from tests.ring.processes import known_processes
 from tests.ring.proxy import Proxy
 
@@ -45,6 +48,28 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     """One etcd, kube-apiserver and kube-controller-manager for all tests of the session."""
     with ControlPlane(tmp_path_factory.mktemp("ring")) as plane:
         yield plane
+
+
+@pytest.fixture(scope="session")
+def installed(control_plane: ControlPlane) -> ControlPlane:
+    """The control plane with everything that ``manifests/`` ships."""
+    install(control_plane)
+    return control_plane
+
+
+@pytest.fixture(scope="session")
+def kubelet(control_plane: ControlPlane) -> Iterator[Kubelet]:
+    """The played kubelets of all nodes."""
+    with Kubelet(control_plane.api) as kubelet:
+        yield kubelet
+
+
+@pytest.fixture
+def cluster(installed: ControlPlane, kubelet: Kubelet) -> Iterator[Cluster]:
+    """This test's own nodes, claims, pods and records; they are removed afterwards."""
+    cluster = Cluster(installed.api, kubelet)
+    yield cluster
+    cluster.clean_up()
 
 
 @pytest.fixture

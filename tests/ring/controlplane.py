@@ -155,7 +155,7 @@ class ControlPlane:
             "--election-timeout=250",
             "--log-level=warn",
         ]
-        return Process("etcd", argv, self.logs / "etcd.log", ready=lambda: _answers(f"{client}/health"))
+        return Process("etcd", argv, self.logs / "etcd.log", ready=lambda: answers(f"{client}/health"))
 
     def _apiserver(self, etcd_port: int) -> Process:
         certificate, key = self.authority.server("kube-apiserver", [LOOPBACK, "10.0.0.1"], ["localhost", "kubernetes.default.svc"])
@@ -206,6 +206,8 @@ class ControlPlane:
             f"--tls-cert-file={certificate}",
             f"--tls-private-key-file={key}",
             "--authentication-skip-lookup",
+            # A claim that came before its volume is looked at again after so long (default 15 s).
+            "--pvclaimbinder-sync-period=2s",
             "--kube-api-qps=500",
             "--kube-api-burst=1000",
             "--profiling=false",
@@ -214,11 +216,11 @@ class ControlPlane:
             "kube-controller-manager",
             argv,
             self.logs / "kube-controller-manager.log",
-            ready=lambda: _answers(f"https://{LOOPBACK}:{port}/healthz", self.authority.certificate),
+            ready=lambda: answers(f"https://{LOOPBACK}:{port}/healthz", self.authority.certificate),
         )
 
 
-def _answers(url: str, authority: Path | None = None) -> bool:
+def answers(url: str, authority: Path | None = None) -> bool:
     with urllib3.PoolManager(ca_certs=str(authority) if authority else None, retries=False, timeout=5.0) as pool:
         try:
             return pool.request("GET", url).status == 200

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import psutil
 import pytest
 
 from tests.ring.api import ApiError
+from tests.ring.cluster import DRIVER, Cluster
 from tests.ring.controlplane import ControlPlane
+from tests.ring.installation import resources
+from tests.ring.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_service_account_without_a_role_is_refused(control_plane: ControlPlane) -> None:
@@ -19,3 +32,112 @@ def test_a_killed_api_server_comes_back_on_its_port_with_its_data(control_plane:
     uid = control_plane.api.create(body)["metadata"]["uid"]
     control_plane.apiserver.restart()
     assert control_plane.api.get("ConfigMap", "kept", "default")["metadata"]["uid"] == uid
+
+
+def test_a_pod_with_a_block_claim_makes_a_volume_attachment(cluster: Cluster) -> None:
+    node, volume = cluster.make_node(), cluster.make_static_volume()
+    pod = cluster.launcher_pod(volume.claim, node)
+    cluster.wait_running(pod)
+    attachment = cluster.wait_attachment(volume.handle, node)
+    assert attachment["spec"] == {"attacher": DRIVER, "nodeName": node, "source": {"persistentVolumeName": volume.pv}}
+
+
+def test_a_read_write_many_volume_gets_two_attachments(cluster: Cluster) -> None:
+    source, target, volume = cluster.make_node("source"), cluster.make_node("target"), cluster.make_static_volume()
+    for node in (source, target):
+        cluster.launcher_pod(volume.claim, node)
+    assert cluster.wait_attachment(volume.handle, source)
+    assert cluster.wait_attachment(volume.handle, target)
+
+
+def attached_by_hand(cluster: Cluster, handle: str, node: str) -> None:
+    """Say what csi-attacher would say."""
+    name = cluster.wait_attachment(handle, node)["metadata"]["name"]
+    cluster.api.patch("VolumeAttachment", name, {"status": {"attached": True}}, subresource="status")
+
+
+def is_reported_attached(cluster: Cluster, handle: str, node: str) -> bool:
+    attached = cluster.api.get("Node", node)["status"].get("volumesAttached", [])
+    return any(volume["name"].endswith(f"^{handle}") for volume in attached)
+
+
+def is_gone(cluster: Cluster, kind: str, name: str) -> bool:
+    return cluster.api.find(kind, name) is None
+
+
+def test_a_pod_that_goes_takes_its_volume_attachment_with_it(cluster: Cluster) -> None:
+    node, volume = cluster.make_node(), cluster.make_static_volume()
+    pod = cluster.launcher_pod(volume.claim, node)
+    attached_by_hand(cluster, volume.handle, node)
+    eventually("the node is told", lambda: is_reported_attached(cluster, volume.handle, node))
+    cluster.delete_pod(pod)
+    cluster.wait_detached(volume.handle, node)
+
+
+def test_volumes_in_use_holds_the_detach_back(cluster: Cluster) -> None:
+    node, volume, other = cluster.make_node(), cluster.make_static_volume(), cluster.make_static_volume()
+    pods = [cluster.launcher_pod(claim, node) for claim in (volume.claim, other.claim)]
+    for handle in (volume.handle, other.handle):
+        attached_by_hand(cluster, handle, node)
+        eventually("the node is told", partial(is_reported_attached, cluster, handle, node))
+    cluster.hold_detach(node, volume.handle)
+    for pod in pods:
+        cluster.delete_pod(pod)
+    # The controller takes both in one round: once the one is gone, the other was looked at and kept.
+    cluster.wait_detached(other.handle, node)
+    assert cluster.attachment(volume.handle, node)
+    cluster.release_detach(node, volume.handle)
+    cluster.wait_detached(volume.handle, node)
+
+
+def test_a_silent_node_keeps_its_pods(cluster: Cluster) -> None:
+    node, volume = cluster.make_node(), cluster.make_static_volume()
+    pod = cluster.launcher_pod(volume.claim, node)
+    cluster.wait_running(pod)
+    cluster.kubelet.silent.add(node)
+    cluster.delete_pod(pod, wait=False)
+    other = cluster.make_node()
+    cluster.wait_running(cluster.launcher_pod(volume.claim, other))
+    assert cluster.api.get("Pod", pod, cluster.namespace)["metadata"]["deletionTimestamp"]
+
+
+def test_clean_up_leaves_nothing_behind(installed: ControlPlane, cluster: Cluster) -> None:
+    mine = Cluster(installed.api, cluster.kubelet)
+    node, volume = mine.make_node(), mine.make_static_volume()
+    mine.launcher_pod(volume.claim, node)
+    attachment = mine.wait_attachment(volume.handle, node)
+    mine.clean_up()
+    for kind, name in (("Node", node), ("CSINode", node), ("PersistentVolume", volume.pv)):
+        eventually(f"{kind} {name} is gone", partial(is_gone, mine, kind, name))
+    eventually("the attachment is gone", lambda: mine.api.find("VolumeAttachment", attachment["metadata"]["name"]) is None)
+
+
+def test_every_role_that_is_shipped_is_bound(installed: ControlPlane) -> None:
+    shipped = list(resources())
+    roles = {(body["kind"], body["metadata"]["name"]) for body in shipped if body["kind"] in {"Role", "ClusterRole"}}
+    bound = {(body["roleRef"]["kind"], body["roleRef"]["name"]) for body in shipped if "roleRef" in body}
+    assert roles == bound
+
+
+def test_no_role_that_is_shipped_uses_wildcards_or_reads_secrets() -> None:
+    for body in resources():
+        for rule in body.get("rules", []):
+            words = [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
+            assert "*" not in words, body["metadata"]["name"]
+            assert "secrets" not in rule["resources"], body["metadata"]["name"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_nothing_is_left_of_a_ring_whose_owner_was_ended(tmp_path: Path, number: signal.Signals) -> None:
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.ring"]
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline().startswith("export KUBECONFIG=")
+        children = psutil.Process(owner.pid).children(recursive=True)
+        assert {child.name()[:14] for child in children} == {"etcd", "kube-apiserver", "kube-controlle"}
+        owner.send_signal(number)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    if number != signal.SIGKILL:
+        assert list(tmp_path.iterdir()) == []

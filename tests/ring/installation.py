@@ -1,0 +1,60 @@
+"""Install what ``manifests/`` ships into a ring, each process under an account of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from tests.ring.api import Object
+from tests.ring.controlplane import ControlPlane
+from tests.ring.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "manifests" / "base"
+NAMESPACE = "rds-csi"
+CONTROLLER = "rds-csi-controller"
+OPERATOR = "rds-operator"
+SIDECAR_ROLES = {
+    "rds-csi-provisioner": ["csi-provisioner"],
+    "rds-csi-attacher": ["csi-attacher"],
+    "rds-csi-sidecar-leases": ["csi-provisioner", "csi-attacher"],
+}
+
+
+def resources(folder: Path = BASE) -> Iterator[Object]:
+    """Yield every object of a kustomization that only lists resources."""
+    for name in yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]:
+        path = folder / name
+        if path.is_dir():
+            yield from resources(path)
+        else:
+            yield from (document for document in yaml.safe_load_all(path.read_text()) if document)
+
+
+def install(plane: ControlPlane) -> None:
+    """Apply the base manifests and wait until records are served.
+
+    Deployed, the sidecars share the account of the shim's pod. Here every role of a sidecar is bound to an account of that sidecar
+    instead, so that no process lives on the rules of another.
+    """
+    for body in resources():
+        plane.api.apply(_apart(body))
+    for account in sorted({name for names in SIDECAR_ROLES.values() for name in names}):
+        plane.make_service_account(NAMESPACE, account)
+    eventually("records are served", lambda: _established(plane))
+
+
+def _apart(body: Object) -> Object:
+    role = body.get("roleRef", {}).get("name")
+    if role not in SIDECAR_ROLES:
+        return body
+    subjects = [{"kind": "ServiceAccount", "name": name, "namespace": NAMESPACE} for name in SIDECAR_ROLES[role]]
+    return {**body, "subjects": subjects}
+
+
+def _established(plane: ControlPlane) -> bool:
+    definition = plane.api.find("CustomResourceDefinition", "volumeattachmentrecords.rds.csi.srvlab.io") or {}
+    conditions = definition.get("status", {}).get("conditions", [])
+    return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
