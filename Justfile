@@ -19,3 +19,11 @@ test *ARGS: check
 # Generate the CSI stubs anew from csi.proto.
 stubs:
     cd csi && python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. rds_csi/spec/csi.proto
+
+# Start a control plane with the manifests installed, print its KUBECONFIG, stop on Ctrl-C.
+ring:
+    @python -m tests.ring
+
+# Build the ring's binaries into the cache, if they are not there yet.
+binaries *NAMES:
+    @python -m tests.ring.binaries "$@"
