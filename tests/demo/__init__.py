@@ -1,0 +1,1 @@
+"""``./justw demo``: three live migrations through a real control plane, shown as they happen."""
