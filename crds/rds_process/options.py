@@ -53,27 +53,41 @@ class Options:
         """
         names = self._variables(flag, variables)
         given = self._given(names)
-        if choices and given is not None and given not in choices:
-            # argparse checks choices on the command line only.
-            self._parser.error(f"{names[0]} is {given!r}; allowed are {', '.join(choices)}")
         self._parser.add_argument(
             flag,
             default=default if given is None else given,
-            type=_named(kind),
-            choices=choices,
-            metavar=metavar,
+            type=_named(_one_of(choices) if choices else kind),
+            metavar="|".join(choices) if choices else metavar,
             help=f"{text} [{'default: ' + default.replace('%', '%%') + '; ' if default else ''}env: {', '.join(names)}]",
         )
 
     def switch(self, flag: str, text: str, *, variables: Sequence[str] = ()) -> None:
-        """Add an option that is on or off: ``--flag``, ``--no-flag``, or ``true`` or ``false`` in its variable."""
+        """Add an option that is on or off: ``--flag``, ``--flag=false``, or ``true`` or ``false`` in its variable."""
         names = self._variables(flag, variables)
-        given = (self._given(names) or "false").lower()
-        if given not in _TRUTH:
-            self._parser.error(f"{names[0]} is {given!r}; allowed are true and false")
         self._parser.add_argument(
-            flag, action=argparse.BooleanOptionalAction, default=_TRUTH[given], help=f"{text} [env: {', '.join(names)}]"
+            flag,
+            nargs="?",
+            const=True,
+            default=self._given(names) or "false",
+            type=_named(_truth),
+            metavar="true|false",
+            help=f"{text} [env: {', '.join(names)}]",
         )
+
+
+def _one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    def choose(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r} is none of {', '.join(choices)}")
+        return text
+
+    return choose
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in _TRUTH:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return _TRUTH[text.lower()]
 
 
 def _named(kind: Callable[[str], Any]) -> Callable[[str], Any]:

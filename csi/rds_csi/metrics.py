@@ -21,19 +21,24 @@ VOLUME_OPERATIONS: Final = ("create", "delete")
 ATTACHMENT_OPERATIONS: Final = ("attach", "attach_secondary", "detach", "detach_partial")
 
 
+def rpc_histogram(registry: CollectorRegistry) -> Histogram:
+    """Return the histogram of all RPCs that every CSI driver is expected to have."""
+    return Histogram(
+        "csi_plugin_operations_seconds",
+        "Seconds per CSI call, by method and gRPC status code",
+        ("driver_name", "method_name", "grpc_status_code"),
+        buckets=RPC_BUCKETS,
+        registry=registry,
+    )
+
+
 class ShimMetrics:
     """Counters and histograms of the CSI driver under the Go driver's names; ``monotonic`` is a clock in seconds."""
 
     def __init__(self, registry: CollectorRegistry | None = None, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.registry = registry or CollectorRegistry(auto_describe=True)
         self._monotonic = monotonic
-        self.rpcs = Histogram(
-            "csi_plugin_operations_seconds",
-            "Seconds per CSI call, by method and gRPC status code",
-            ("driver_name", "method_name", "grpc_status_code"),
-            buckets=RPC_BUCKETS,
-            registry=self.registry,
-        )
+        self.rpcs = rpc_histogram(self.registry)
         self.volume_operations = Counter(
             "rds_csi_volume_operations_total", "Volumes created and deleted", ("operation", "status"), registry=self.registry
         )
@@ -89,10 +94,6 @@ class ShimMetrics:
         for operation in ATTACHMENT_OPERATIONS:
             self.attachment_durations.labels(operation)
 
-    def watch_box(self, address: str) -> None:
-        """Show the link to the box at that address, down until it works."""
-        self.box_connected.labels(address).set(0)
-
     @contextmanager
     def volume_operation(self, operation: str) -> Iterator[None]:
         """Count and time the creation (``create``) or deletion (``delete``) of a volume; an exception is a failure."""
@@ -104,3 +105,32 @@ class ShimMetrics:
         finally:
             self.volume_operations.labels(operation, status).inc()
             self.volume_durations.labels(operation).observe(max(0.0, self._monotonic() - started))
+
+
+class BoxLink:
+    """Watches the SSH link to one box (``routeros.Observer``); ``wall`` is a clock in Unix seconds."""
+
+    def __init__(self, metrics: ShimMetrics, address: str, *, wall: Callable[[], float] = time.time) -> None:
+        self._metrics = metrics
+        self._wall = wall
+        self._connected = False
+        self._last_success = 0.0
+        self._state = metrics.box_connected.labels(address)
+        metrics.box_last_success.set_function(self._answered)
+
+    def link_state(self, connected: bool) -> None:
+        """Note that the link came up or went down."""
+        if connected or self._connected:
+            self._last_success = self._wall()
+        self._connected = connected
+        self._state.set(connected)
+
+    def connect_attempt(self, succeeded: bool, outage: float) -> None:
+        """Note that an attempt to connect ended; ``outage`` is in seconds."""
+        self._metrics.box_reconnects.labels("success" if succeeded else "failure").inc()
+        if succeeded:
+            self._metrics.box_reconnect_duration.observe(max(0.0, outage))
+
+    def _answered(self) -> float:
+        # A link that is up is probed every few seconds, so "now" is right but for that.
+        return self._wall() if self._connected else self._last_success

@@ -1,0 +1,245 @@
+"""The command ``rds-csi``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+from rds_csi.identity import check_driver_name
+from rds_csi.parameters import DEFAULT_NVME_PORT, check_base_path, check_ip_address
+from rds_csi.server import parse_endpoint
+from rds_csi.settings import DEFAULT_ENDPOINT, DEFAULT_KEY_FILE, DEFAULT_METRICS_ADDRESS, ControllerSettings, Settings
+from rds_process import logs
+from rds_process.exposition import parse_address
+from rds_process.options import Options, duration
+from rds_records.imports import DEFAULT_BASE_PATH
+from rds_records.names import DRIVER_NAME, SlotNames, check_node_name, is_dns_name
+
+_log = logging.getLogger(__name__)
+
+DESCRIPTION: Final = """\
+CSI driver for MikroTik ROSE Data Servers: volumes are files on the box, served over NVMe/TCP, and a ReadWriteMany Block volume
+may be on two nodes for as long as a KubeVirt live migration takes.
+"""
+
+CONTROLLER: Final = """\
+Serve the CSI Identity and Controller services, beside csi-provisioner and csi-attacher. Who may use a volume is read from and
+written to its VolumeAttachmentRecord (kubectl get var); the box is reached over SSH, to create and delete volumes only. Any number
+of replicas may run. It starts, attaches and detaches while the box is away.
+"""
+
+NODE: Final = """\
+Serve the CSI Identity and Node services to kubelet. So far it tells the node's name; volumes are not connected or mounted yet.
+"""
+
+EPILOG: Final = """\
+Every option can be given as an environment variable, shown as env; where several are shown the first that is set counts, and the
+command line wins. Switches take true or false. Durations are numbers with ms, s (also without), m or h.
+
+SIGTERM and SIGINT end the process when the calls in flight have ended, or --drain-timeout is over; a second signal ends it at
+once. Exit status: 0 after a signal, 1 when it could not start or broke, 2 for bad options.
+"""
+
+EXAMPLE: Final = """\
+
+example:
+  rds-csi controller --endpoint unix:///csi/csi.sock --rds-address 10.0.0.5 --rds-user metal-csi \\
+    --rds-host-key /etc/rds-csi/rds-host-key --nvme-address 10.0.1.5 --rds-volume-base-path /storage-pool/metal-csi
+"""
+
+_HOST_USER = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._@+-]{0,63}")
+
+
+def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    """Return the command line's parser, with defaults from the environment."""
+    top = argparse.ArgumentParser(prog="rds-csi", description=DESCRIPTION, allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"rds-csi {version('rds-csi')}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="controller|node")
+    _controller(_command(commands, "controller", "serve the Controller service", CONTROLLER, EPILOG + EXAMPLE), environment)
+    _node(_command(commands, "node", "serve the Node service", NODE, EPILOG), environment)
+    return top
+
+
+def _command(commands: Any, name: str, line: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=line,
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return made
+
+
+def _controller(flags: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+    options = Options(flags, environment, prefix="RDS_CSI_")
+    _shared(options, "id under which this pod serves the Node service as well; empty: it does not")
+    add = options.add
+    add("--rds-address", "the box: where SSH is answered", metavar="HOST", kind=_host, variables=["RDS_ADDRESS"])
+    add("--rds-port", "its SSH port", default="22", metavar="PORT", kind=_port, variables=["RDS_PORT"])
+    add("--rds-user", "the user to log in as", default="admin", metavar="NAME", kind=_user, variables=["RDS_USER"])
+    add("--rds-key-file", "the user's private key, read at each connect", default=DEFAULT_KEY_FILE, metavar="FILE")
+    add(
+        "--rds-host-key",
+        "the host key that the box must present, a line as in authorized_keys, or a file with it",
+        metavar="KEY|FILE",
+    )
+    options.switch("--rds-insecure-skip-verify", "connect without a host key, to whoever answers; for tests")
+    add(
+        "--rds-volume-base-path",
+        "directory on the box under which all volumes lie",
+        default=DEFAULT_BASE_PATH,
+        metavar="PATH",
+        kind=check_base_path,
+        variables=["RDS_VOLUME_BASE_PATH"],
+    )
+    add(
+        "--nvme-address",
+        "where nodes reach volumes whose StorageClass names no address; empty: at the box's",
+        metavar="IP",
+        kind=_ip,
+    )
+    add("--nvme-port", "the NVMe/TCP port", default=str(DEFAULT_NVME_PORT), metavar="PORT", kind=_port)
+    add(
+        "--slot-names",
+        "slots named like the volume, as the Go driver does, or of 32 characters",
+        default=SlotNames.HANDLE.value,
+        choices=[names.value for names in SlotNames],
+    )
+    add("--kubeconfig", "how to reach the API server; empty: as a pod does", metavar="FILE", variables=["KUBECONFIG"])
+
+
+def _node(flags: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+    _shared(Options(flags, environment, prefix="RDS_CSI_"), "the name of this machine's Node object (required)")
+
+
+def _shared(options: Options, node_id: str) -> None:
+    add = options.add
+    add(
+        "--endpoint",
+        "where CSI is served: unix:///PATH or tcp://HOST:PORT",
+        default=DEFAULT_ENDPOINT,
+        metavar="URL",
+        kind=_endpoint,
+        variables=["CSI_ENDPOINT"],
+    )
+    add("--node-id", node_id, metavar="NAME", kind=_node_name, variables=["NODE_ID"])
+    add("--driver-name", "name of the CSI driver", default=DRIVER_NAME, metavar="NAME", kind=check_driver_name)
+    add(
+        "--metrics-address",
+        "where /metrics, /healthz and /readyz are served; none: nowhere",
+        default=DEFAULT_METRICS_ADDRESS,
+        metavar="HOST:PORT",
+        kind=_address,
+    )
+    add("--drain-timeout", "how long calls in flight may take at the end", default="30s", metavar="DURATION", kind=duration)
+    add("--log-level", "least level that is logged", default="info", choices=logs.LEVELS)
+    add("--log-format", "one JSON object or one line of text per message, on stderr", default="json", choices=logs.FORMATS)
+
+
+def read(argv: Sequence[str] | None, environment: Mapping[str, str]) -> tuple[Settings, argparse.Namespace]:
+    """Return the settings of ``rds-csi COMMAND …``, and all that was given; bad options end the process with status 2."""
+    flags = parser(environment)
+    chosen = flags.parse_args(argv)
+    shared = {name: getattr(chosen, name) for name in ("endpoint", "node_id", "driver_name", "metrics_address", "drain_timeout")}
+    if chosen.command == "node":
+        if not chosen.node_id:
+            flags.error("--node-id is required")
+        return Settings(**shared), chosen
+    if not chosen.rds_address:
+        flags.error("--rds-address is required")
+    if not chosen.rds_host_key and not chosen.rds_insecure_skip_verify:
+        flags.error("--rds-host-key is required: without it whoever answers is taken for the box")
+    settings = ControllerSettings(
+        **shared,
+        rds_address=chosen.rds_address,
+        rds_port=chosen.rds_port,
+        rds_user=chosen.rds_user,
+        rds_key_file=chosen.rds_key_file,
+        rds_host_key=chosen.rds_host_key,
+        rds_insecure_skip_verify=chosen.rds_insecure_skip_verify,
+        rds_volume_base_path=chosen.rds_volume_base_path,
+        nvme_address=chosen.nvme_address,
+        nvme_port=chosen.nvme_port,
+        slot_names=SlotNames(chosen.slot_names),
+        kubeconfig=chosen.kubeconfig,
+    )
+    return settings, chosen
+
+
+def _endpoint(text: str) -> str:
+    parse_endpoint(text)
+    return text
+
+
+def _node_name(text: str) -> str:
+    return text and check_node_name(text)
+
+
+def _ip(text: str) -> str:
+    return text and check_ip_address(text)
+
+
+def _host(text: str) -> str:
+    if text and not is_dns_name(text):
+        try:
+            check_ip_address(text)
+        except ValueError as error:
+            raise ValueError(f"{text[:60]!r} is neither an IP address nor a DNS name") from error
+    return text
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65_536:
+        raise ValueError(f"{text[:60]!r} is no port from 1 to 65535")
+    return int(text)
+
+
+def _user(text: str) -> str:
+    if not _HOST_USER.fullmatch(text):
+        raise ValueError(f"{text[:60]!r} is no user name")
+    return text
+
+
+def _address(text: str) -> str:
+    if text in {"", "none"}:
+        return ""
+    parse_address(text)
+    return text
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a process's coroutine on uvloop; what breaks it is logged and ends the process with status 1."""
+    import uvloop
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work())
+    except (OSError, ValueError) as error:
+        # What configuration and surroundings can get wrong says what to do; a traceback would bury it.
+        _log.critical("cannot run", extra={"error": str(error)})
+        sys.exit(1)
+    except Exception:  # noqa: BLE001 the end of the process, told
+        _log.critical("broke", exc_info=True)
+        sys.exit(1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``rds-csi``; see ``--help``."""
+    settings, chosen = read(argv, os.environ)
+    logs.configure(chosen.log_format, chosen.log_level)
+    # Imported late: --help needs neither SSH nor Kubernetes.
+    from rds_csi import process
+
+    if isinstance(settings, ControllerSettings):
+        run(lambda: process.controller(settings))
+    else:
+        run(lambda: process.node(settings))

@@ -1,0 +1,28 @@
+"""The CSI Node service, as far as sidecars need it to start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rds_csi.spec import csi_pb2, csi_pb2_grpc
+from rds_records.names import check_node_name
+
+
+@dataclass(frozen=True, slots=True)
+class Node(csi_pb2_grpc.NodeServicer):
+    """NodeServicer; the node id is the name of the Node object, which publishes are checked against."""
+
+    node_id: str
+
+    def __post_init__(self) -> None:
+        """Refuse an id that no Node object can have; raises ValueError."""
+        check_node_name(self.node_id)
+
+    async def NodeGetCapabilities(self, request: Any, context: Any) -> csi_pb2.NodeGetCapabilitiesResponse:  # noqa: ARG002, N802
+        """Return none: nothing is staged, mounted or measured yet."""
+        return csi_pb2.NodeGetCapabilitiesResponse()
+
+    async def NodeGetInfo(self, request: Any, context: Any) -> csi_pb2.NodeGetInfoResponse:  # noqa: ARG002, N802
+        """Return the node's id; no topology, and no limit of volumes."""
+        return csi_pb2.NodeGetInfoResponse(node_id=self.node_id)

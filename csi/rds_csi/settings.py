@@ -1,0 +1,50 @@
+"""How one ``rds-csi`` process runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rds_csi.parameters import DEFAULT_NVME_PORT
+from rds_csi.server import DRAIN_SECONDS
+from rds_records.imports import DEFAULT_BASE_PATH
+from rds_records.names import DRIVER_NAME, SlotNames
+
+DEFAULT_ENDPOINT = f"unix:///var/lib/kubelet/plugins/{DRIVER_NAME}/csi.sock"
+DEFAULT_KEY_FILE = "/etc/rds-csi/ssh-key/id_rsa"
+DEFAULT_METRICS_ADDRESS = ":9809"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What controller and node have in common; all of it is checked where it is read."""
+
+    endpoint: str = DEFAULT_ENDPOINT
+    node_id: str = ""
+    driver_name: str = DRIVER_NAME
+    metrics_address: str = DEFAULT_METRICS_ADDRESS
+    """Empty: no HTTP endpoint."""
+
+    drain_timeout: float = DRAIN_SECONDS
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerSettings(Settings):
+    """The controller's."""
+
+    rds_address: str
+    rds_port: int = 22
+    rds_user: str = "admin"
+    rds_key_file: str = DEFAULT_KEY_FILE
+    rds_host_key: str = ""
+    """The key, or the path of a file that holds it."""
+
+    rds_insecure_skip_verify: bool = False
+    rds_volume_base_path: str = DEFAULT_BASE_PATH
+    nvme_address: str = ""
+    """Empty: the box's address."""
+
+    nvme_port: int = DEFAULT_NVME_PORT
+    slot_names: SlotNames = SlotNames.HANDLE
+    kubeconfig: str = ""
+    """Empty: as a pod reaches its API server."""
