@@ -170,10 +170,8 @@ class Reporter:
         volume = self._volumes[uid]
         if record.metadata.resource_version in volume.overwritten:
             return
-        if not self._has_work(volume, record):
-            return
-        volume.latest = record
-        if uid not in self._tasks:
+        volume.latest = record if self._has_work(volume, record) else None
+        if volume.latest and uid not in self._tasks:
             self._tasks[uid] = asyncio.create_task(self._work(uid, volume), name=f"report {record.metadata.name}")
 
     def _has_work(self, volume: _Volume, record: Record) -> bool:
