@@ -1,0 +1,70 @@
+"""Events: their names, what they carry, and what the API server may answer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rds_operator.events import MAX_MESSAGE, EventReason, EventRecorder, Notice, Posted, event_body, event_name
+from rds_records.kubernetes_api import RequestRefused
+from rds_records.names import is_dns_name
+from rds_records.record import ObjectReference
+from tests.unit.operator.api_server import ApiServer, Client
+from tests.unit.operator.volumes import NOW
+
+CLAIM = ObjectReference(namespace="default", name="data", uid="uid-of-data")
+
+
+def notice(count: int = 1, message: str = "m") -> Notice:
+    return Notice("volume.0123", EventReason.ATTACHMENT_CONFLICT, message, NOW, NOW, count)
+
+
+@given(
+    prefix=st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?", fullmatch=True).filter(is_dns_name),
+    identity=st.lists(st.text(), min_size=1),
+)
+def test_an_events_name_is_a_dns_name(prefix: str, identity: list[str]) -> None:
+    assert is_dns_name(event_name(prefix, *identity))
+
+
+@given(first=st.lists(st.text(alphabet="ab"), max_size=4), second=st.lists(st.text(alphabet="ab"), max_size=4))
+def test_different_transitions_have_different_names(first: list[str], second: list[str]) -> None:
+    assert (event_name("v", *first) == event_name("v", *second)) == ("\0".join(first) == "\0".join(second))
+
+
+def test_a_long_message_is_cut() -> None:
+    message = event_body(notice(message="x" * 5000), CLAIM, "me")["message"]
+    assert len(message) == MAX_MESSAGE
+    assert message.endswith("…")
+
+
+async def test_what_is_there_already_is_not_posted_twice() -> None:
+    server = ApiServer()
+    recorder = EventRecorder(server.client(), "me")
+    assert await recorder.post(notice(), CLAIM) is Posted.CREATED
+    assert await recorder.post(notice(), CLAIM) is Posted.EXISTED
+    assert len(server.events()) == 1
+
+
+async def test_a_repeat_raises_the_count() -> None:
+    server = ApiServer()
+    recorder = EventRecorder(server.client(), "me")
+    await recorder.repeat(notice(1), CLAIM)
+    assert await recorder.repeat(notice(7), CLAIM) is Posted.EXISTED
+    assert [event["count"] for event in server.events()] == [7]
+
+
+async def test_a_terminating_namespace_refuses_for_good() -> None:
+    server = ApiServer()
+    server.refuse_events_in.add("default")
+    assert await EventRecorder(server.client(), "me").post(notice(), CLAIM) is Posted.REFUSED
+
+
+async def test_a_token_that_just_expired_is_trouble_and_no_refusal() -> None:
+    class Expired(Client):
+        async def create(self, path: str, body: object) -> dict[str, object]:  # type: ignore[override]
+            raise RequestRefused("POST: 401", 401, "Unauthorized")
+
+    with pytest.raises(RequestRefused):
+        await EventRecorder(Expired(ApiServer()), "me").post(notice(), CLAIM)
