@@ -22,7 +22,7 @@ stubs:
 
 # Start a control plane with the manifests installed, print its KUBECONFIG, stop on Ctrl-C.
 ring:
-    @python -m tests.ring
+    @exec python -m tests.ring
 
 # Build the ring's binaries into the cache, if they are not there yet.
 binaries *NAMES:
