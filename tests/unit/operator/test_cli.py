@@ -27,8 +27,8 @@ def test_the_command_line_wins_over_the_environment() -> None:
     variables = {"RDS_OPERATOR_LEASE_NAME": "from-environment", "RDS_OPERATOR_DISABLE_EVENTS": "true"}
     assert parse(**variables).lease_name == "from-environment"
     assert not parse(**variables).events
-    assert parse("--lease-name", "given", "--no-disable-events", **variables).lease_name == "given"
-    assert parse("--no-disable-events", **variables).events
+    assert parse("--lease-name", "given", "--disable-events=false", **variables).lease_name == "given"
+    assert parse("--disable-events=false", **variables).events
 
 
 @pytest.mark.parametrize("off", [["--disable-metrics"], ["--metrics-address="]])

@@ -63,7 +63,7 @@ async def test_a_terminating_namespace_refuses_for_good() -> None:
 
 async def test_a_token_that_just_expired_is_trouble_and_no_refusal() -> None:
     class Expired(Client):
-        async def create(self, path: str, body: object) -> dict[str, object]:  # type: ignore[override]
+        async def create(self, path: str, body: object) -> dict[str, object]:
             raise RequestRefused("POST: 401", 401, "Unauthorized")
 
     with pytest.raises(RequestRefused):
