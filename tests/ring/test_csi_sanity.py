@@ -1,0 +1,138 @@
+"""csi-sanity, the conformance test of kubernetes-csi, against a running shim."""
+
+from __future__ import annotations
+
+import subprocess
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from rds_csi.spec import csi_pb2
+from tests.ring.binaries import ensure
+from tests.ring.cluster import Cluster
+from tests.ring.driver import Shim
+from tests.ring.sidecars import socket_path
+from tests.simulator.box import SimulatedBox
+
+NOT_SERVED_YET = "NodePublishVolume|NodeUnpublishVolume|Node Service should (work|be idempotent)"
+"""Tests of RPCs that every plugin must serve and this one does not yet, so csi-sanity knows no capability to skip them by."""
+
+AT_LEAST = {
+    "Identity Service": 3,
+    "NodeGetCapabilities": 1,
+    "NodeGetInfo": 1,
+    "ControllerGetCapabilities": 1,
+    "CreateVolume": 7,
+    "DeleteVolume": 3,
+    "ValidateVolumeCapabilities": 4,
+    "ControllerPublishVolume": 5,
+    "ControllerUnpublishVolume": 1,
+    "volume lifecycle": 2,
+}
+"""How many tests of each kind csi-sanity 5.6 has for what is served."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What csi-sanity said."""
+
+    passed: list[str]
+    failed: dict[str, str]
+    skipped: Counter[str]
+
+
+class Kubelet(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Passes every call on to the shim, but for NodeUnpublishVolume.
+
+    csi-sanity calls that for each volume it made, to clean up; nothing was ever published on the node, so there is nothing to undo.
+    """
+
+    def __init__(self, shim: Any) -> None:
+        self.shim = shim
+
+    def service(self, handler_call_details: Any) -> Any:
+        method = handler_call_details.method
+        if method == "/csi.v1.Node/NodeUnpublishVolume":
+            return grpc.unary_unary_rpc_method_handler(
+                lambda request, context: csi_pb2.NodeUnpublishVolumeResponse().SerializeToString()
+            )
+        call = self.shim.unary_unary(method)
+
+        def forward(request: bytes, context: Any) -> Any:
+            try:
+                return call(request, timeout=30)
+            except grpc.RpcError as error:
+                return context.abort(error.code(), error.details())
+
+        return grpc.unary_unary_rpc_method_handler(forward)
+
+
+@contextmanager
+def kubelet_before(shim: Shim, folder: Path) -> Iterator[str]:
+    """Yield an endpoint that stands for the shim's Node service."""
+    endpoint = f"unix://{socket_path(folder)}"
+    with grpc.insecure_channel(shim.endpoint) as channel, futures.ThreadPoolExecutor(4) as threads:
+        server = grpc.server(threads)
+        server.add_generic_rpc_handlers((Kubelet(channel),))
+        server.add_insecure_port(endpoint)
+        server.start()
+        yield endpoint
+        server.stop(None).wait()
+
+
+def run_sanity(shim: Shim, folder: Path, access_type: str) -> Report:
+    junit = folder / "report.xml"
+    with kubelet_before(shim, folder) as endpoint:
+        command: list[str | Path] = [
+            ensure(["csi-sanity"])["csi-sanity"],
+            f"--csi.endpoint={endpoint}",
+            f"--csi.controllerendpoint={shim.endpoint}",
+            f"--csi.testvolumeaccesstype={access_type}",
+            f"--csi.mountdir={folder / 'mount'}",
+            f"--csi.stagingdir={folder / 'staging'}",
+            f"--ginkgo.junit-report={junit}",
+            f"--ginkgo.skip={NOT_SERVED_YET}",
+            "--ginkgo.no-color",
+            "--ginkgo.timeout=90s",
+        ]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert junit.exists(), ended.stdout + ended.stderr
+    report = read_report(junit)
+    assert bool(report.failed) == bool(ended.returncode), ended.stdout + ended.stderr
+    return report
+
+
+def read_report(junit: Path) -> Report:
+    """Read a JUnit report of Ginkgo; a suite that fails outside of its tests counts as failed too."""
+    report = Report([], {}, Counter())
+    for case in ET.parse(junit).iter("testcase"):
+        name = case.get("name", "")
+        if (skipped := case.find("skipped")) is not None:
+            report.skipped[skipped.get("message", "")] += 1
+        elif (trouble := case.find("failure")) is not None or (trouble := case.find("error")) is not None:
+            report.failed[name] = f"{trouble.get('message')}\n{trouble.text}"
+        elif name.startswith("[It]"):
+            report.passed.append(name)
+    return report
+
+
+@pytest.mark.parametrize("access_type", ["mount", "block"])
+def test_csi_sanity_finds_nothing_wrong(
+    access_type: str, make_shim: Callable[..., Shim], cluster: Cluster, box: SimulatedBox, tmp_path: Path
+) -> None:
+    disks = set(box.disks())
+    shim = make_shim(extra=[f"--node-id={cluster.make_node()}"])
+    report = run_sanity(shim, tmp_path, access_type)
+    print(f"csi-sanity, {access_type}: {len(report.passed)} passed, {len(report.failed)} failed, skipped: {dict(report.skipped)}")
+    assert not report.failed, "\n\n".join(f"{name}: {text}" for name, text in report.failed.items())
+    ran = {part: sum(f" {part}" in name for name in report.passed) for part in AT_LEAST}
+    assert all(ran[part] >= least for part, least in AT_LEAST.items()), ran
+    assert set(box.disks()) == disks
