@@ -38,6 +38,7 @@ class SimulatedBox:
         self.log_file = directory / "box.log"
         self._public_key = directory / "id_ed25519.pub"
         self._host_key_type = host_key_type
+        self._first_switches = dict(switches)
         self._switches = dict(switches)
         # A unix socket's path holds 107 bytes; test directories are often longer.
         self._control_directory = Path(tempfile.mkdtemp(prefix="rds-box-"))
@@ -93,6 +94,13 @@ class SimulatedBox:
         self.stop()
         shutil.rmtree(self._control_directory, ignore_errors=True)
 
+    def reset(self) -> None:
+        """Running, empty, every switch as at the first start, nothing received: as good as new, but on the same port."""
+        self._switches = dict(self._first_switches)
+        if not self._process.running:
+            self.start()
+        self._ask("reset", **self._first_switches)
+
     # At run time
 
     def switch(self, **values: Any) -> None:
@@ -114,7 +122,7 @@ class SimulatedBox:
 
     def run(self, command: str) -> str:
         """Run a command on the box's own console, without SSH; it is not among ``received``."""
-        text: str = self._ask("run", command=command)["text"]
+        text: str = self._ask("run", command=command)
         return text
 
     # Looking inside

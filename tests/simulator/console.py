@@ -20,10 +20,10 @@ IGNORED_IN_TYPE_FILE = {"file-offset"}
 
 @dataclass(frozen=True)
 class Answer:
-    """The printed text, and whether the command failed."""
+    """What was printed, and what went wrong then (empty: nothing did)."""
 
     text: str
-    failed: bool = False
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Console:
             for command in read_line(line):
                 printed += self._run(command)
         except ConsoleError as error:
-            return Answer(f"{printed}{error}{frame.EOL}", failed=True)
+            return Answer(printed, f"{error}{frame.EOL}")
         return Answer(printed)
 
     # Commands

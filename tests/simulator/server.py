@@ -52,6 +52,14 @@ class Box:
         self.store.save(self._state)
         return answer
 
+    def reset(self, switches: dict[str, Any]) -> None:
+        """Forget everything."""
+        self.store.__dict__.update(Store().__dict__)
+        self.store.save(self._state)
+        self.drops.clear()
+        self.switches.change({**Switches().as_dict(), **switches})
+        self._log.unlink(missing_ok=True)
+
     def note(self, command: str) -> None:
         """Write down that this command arrived."""
         with self._log.open("a") as log:
@@ -147,15 +155,12 @@ class Session(asyncssh.SSHServerSession[str]):
             self._reply(answer)
 
     def _reply(self, answer: Answer) -> None:
-        if not answer.failed:
-            self._chan.write(answer.text)
-            self._chan.exit(0)
-            return
-        if self._box.switches.error_stream == "stderr":
-            self._chan.write_stderr(answer.text)
+        self._chan.write(answer.text)
+        if answer.error and self._box.switches.error_stream == "stderr":
+            self._chan.write_stderr(answer.error)
         else:
-            self._chan.write(answer.text)
-        self._chan.exit(self._box.switches.error_status)
+            self._chan.write(answer.error)
+        self._chan.exit(self._box.switches.error_status if answer.error else 0)
 
 
 class Relay:
@@ -250,6 +255,10 @@ class Control:
             case "drop":
                 self._box.drops.append(Drop(**request))
                 return None
+            case "reset":
+                self._box.reset(request)
+                self._relay.cut()
+                return self._relay.thaw()
             case "cut":
                 return self._relay.cut()
             case "state":
@@ -260,7 +269,7 @@ class Control:
                 return None
             case "run":
                 answer = self._box.apply(request["command"])
-                return {"text": answer.text, "failed": answer.failed}
+                return answer.text + answer.error
             case verb:
                 raise ValueError(f"no such verb: {verb}")
 

@@ -4,9 +4,9 @@ Nothing the box says about a change is trusted, silence least: what counts is wh
 OutcomeUnknown is followed by a read before anything is sent again.
 """
 
+import contextlib
 import enum
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from rds_csi.routeros.commands import DiskSpec, FilePath, Slot
 from rds_csi.routeros.errors import (
     AlreadyThere,
     BoxBusy,
+    BoxUnreachable,
     Difference,
     DiskInTheWay,
     FileInTheWay,
@@ -96,10 +97,9 @@ class Box:
     what the box refuses, and MalformedAnswer for what cannot be read.
     """
 
-    def __init__(self, runner: Runner, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, runner: Runner) -> None:
         """``runner`` is a Transport."""
         self._runner = runner
-        self._clock = clock
 
     # Reading
 
@@ -155,7 +155,8 @@ class Box:
             await self._change(commands.add_disk(spec), deadline)
         except (OutcomeUnknown, AlreadyThere) as error:
             # It may be there (the link was lost after it was applied; an earlier attempt landed late): look before saying anything.
-            disk = await self.disk(spec.slot, deadline=deadline)
+            with _after_a_change():
+                disk = await self.disk(spec.slot, deadline=deadline)
             if disk is None:
                 raise
             if isinstance(error, AlreadyThere):
@@ -177,9 +178,11 @@ class Box:
             return
         if path is not None and disk.path != path:
             raise DiskInTheWay(slot, {"file-path": Difference(str(path), disk.path)})
-        await self._remove(commands.remove_disk(slot), deadline)
-        if await self.disk(slot, deadline=deadline) is not None:
-            raise BoxBusy(f"disk {slot} is still there after its removal")
+        trouble = await self._remove(commands.remove_disk(slot), deadline)
+        with _after_a_change():
+            disk = await self.disk(slot, deadline=deadline)
+        if disk is not None:
+            raise trouble or BoxBusy(f"disk {slot} is still there after its removal")
 
     async def delete_file(self, path: FilePath, *, deadline: float) -> None:
         """Remove the file, or find it gone.
@@ -198,9 +201,11 @@ class Box:
             raise FileInTheWay(f"{path} is no file but a {file.kind}: it is not removed")
         for disk in await self.disks_of(path, deadline=deadline):
             raise DiskInTheWay(disk.slot, {"file-path": Difference("no longer in use", disk.path)})
-        await self._remove(commands.remove_file(path), deadline)
-        if await self.file(path, deadline=deadline) is not None:
-            raise BoxBusy(f"file {path} is still there after its removal")
+        trouble = await self._remove(commands.remove_file(path), deadline)
+        with _after_a_change():
+            file = await self.file(path, deadline=deadline)
+        if file is not None:
+            raise trouble or BoxBusy(f"file {path} is still there after its removal")
 
     # Steps
 
@@ -226,11 +231,12 @@ class Box:
         await self.delete_file(spec.path, deadline=deadline)
 
     async def _read_back(self, spec: DiskSpec, deadline: float) -> Disk:
-        disk = await self.disk(spec.slot, deadline=deadline)
-        if disk is not None:
-            return disk
-        for other in await self.disks_of(spec.path, deadline=deadline):
-            _refuse_cut_slot(other, spec)
+        with _after_a_change():
+            disk = await self.disk(spec.slot, deadline=deadline)
+            if disk is not None:
+                return disk
+            for other in await self.disks_of(spec.path, deadline=deadline):
+                _refuse_cut_slot(other, spec)
         raise ReadBackMismatch(f"disk {spec.slot}", {"slot": Difference(str(spec.slot), "not there")})
 
     async def _read(self, command: str, deadline: float) -> tuple[Entry, ...]:
@@ -247,13 +253,22 @@ class Box:
     async def _change(self, command: str, deadline: float) -> None:
         parser.expect_silence(await self._runner.run(command, deadline=deadline))
 
-    async def _remove(self, command: str, deadline: float) -> None:
-        """Send a removal; what comes of it is read afterwards, so a lost answer and "no such item" are no matter here."""
+    async def _remove(self, command: str, deadline: float) -> OutcomeUnknown | NoSuchItem | None:
+        """Send a removal. What counts is read afterwards, so a lost answer and "no such item" are returned, not raised."""
         try:
             await self._change(command, deadline)
-        except (OutcomeUnknown, NoSuchItem):
-            if self._clock() >= deadline:
-                raise
+        except (OutcomeUnknown, NoSuchItem) as error:
+            return error
+        return None
+
+
+@contextlib.contextmanager
+def _after_a_change() -> Iterator[None]:
+    """Say of a read that cannot be sent after a change what that means for the whole: not that nothing was sent."""
+    try:
+        yield
+    except BoxUnreachable as error:
+        raise OutcomeUnknown(f"a change was sent and cannot be read back: {error}") from error
 
 
 def _absolute(path: str) -> str:
