@@ -5,6 +5,10 @@ set positional-arguments
 default:
     @just --list --unsorted
 
+# Play three live migrations through a real control plane (--keep leaves it running).
+demo *ARGS:
+    @python -m tests.demo "$@"
+
 # Style, types and import contracts.
 check:
     ruff check .
@@ -15,6 +19,14 @@ check:
 # What continuous integration runs.
 test *ARGS: check
     pytest -m "not long" "$@"
+
+# What takes longer: larger property tests, more kills.
+test-long *ARGS:
+    pytest -m long --timeout 1800 "$@"
+
+# Measure something in one run, as ratios: bench publish.
+bench WHAT *ARGS:
+    @python -m tests.bench."$1" "${@:2}"
 
 # Generate the CSI stubs anew from csi.proto.
 stubs:

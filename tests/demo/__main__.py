@@ -121,9 +121,9 @@ class Demo:
         short = self.cluster.make_storage_class(
             {"dualAttachPolicy": "AnyTwoNodes", "migrationTimeoutSeconds": str(TIMEOUT_SECONDS)}, stem="rds-short"
         )
-        source, target = self.cluster.make_node("node-a"), self.cluster.make_node("node-b")
+        source, target = self.cluster.make_node(name="node-a"), self.cluster.make_node(name="node-b")
         for one in self.all:
-            self.cluster.make_named_claim(one.claim, short if one is self.overdue else plain)
+            self.cluster.make_claim(short if one is self.overdue else plain, name=one.claim)
             one.source, one.target = source, target
         for one in self.all:
             one.handle = self.cluster.wait_bound(one.claim)
@@ -231,7 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="./justw demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave everything running and print how to look around with kubectl")
     arguments = parser.parse_args()
-    console = Console()
+    # Without a terminal the lines are as long as they are: a log is read, not watched.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     picture = Picture(console)
     with tempfile.TemporaryDirectory(prefix="rds-demo-") as folder:
         picture.say(

@@ -76,7 +76,7 @@ class Picture:
         if self._live:
             self._live.update(self._draw())
         else:
-            self.console.print(f"[bold]{self._clock()}[/] {text}", highlight=False)
+            self.console.print(f"[bold]{self._clock()} {text}[/]", highlight=False, soft_wrap=True)
 
     def show(self, moment: Moment) -> None:
         """Show a moment."""
@@ -94,16 +94,14 @@ class Picture:
             key = event["metadata"]["uid"]
             if key not in self._told:
                 self._told.add(key)
-                self._print(
-                    "event ", f"{event['involvedObject']['name']:<11}  {event['type']:<7}  {event['reason']:<18} {_short(event)}"
-                )
+                self._print("event ", f"{event['involvedObject']['name']:<14} {event['reason']:<18} {_short(event)}")
         for name in SHOWN_METRICS:
             value = moment.metrics.get(name)
             if value is not None and value != before.metrics.get(name, 0.0):
                 self._print("metric", f"{name} {value:g}")
 
     def _print(self, kind: str, text: str) -> None:
-        self.console.print(Text(f"{self._clock()}   {kind}  {text}"), soft_wrap=True)
+        self.console.print(Text(f"{self._clock()}   {kind} {text}"), soft_wrap=True)
 
     def _clock(self) -> str:
         return f"{monotonic() - self._begin:6.1f}s"

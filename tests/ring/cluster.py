@@ -49,9 +49,9 @@ class Cluster:
 
     # Nodes
 
-    def make_node(self, stem: str = "node") -> str:
+    def make_node(self, stem: str = "node", *, name: str = "") -> str:
         """Make a Ready node on which the driver is registered under the node's own name; return that name."""
-        name = self.name(f"{stem}-{secrets.token_hex(2)}") if stem == "node" else self.name(stem)
+        name = name or (self.name(f"{stem}-{secrets.token_hex(2)}") if stem == "node" else self.name(stem))
         labels = {"kubernetes.io/hostname": name, "kubevirt.io/schedulable": "true"}
         annotations = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
         self._make(
@@ -111,12 +111,13 @@ class Cluster:
         storage_class: str,
         *,
         stem: str = "claim",
+        name: str = "",
         access_mode: str = "ReadWriteMany",
         volume_mode: str = "Block",
         size: str = "1Gi",
     ) -> str:
-        """Make a claim that is to be provisioned; return its name."""
-        name = f"{stem}-{secrets.token_hex(3)}"
+        """Make a claim that is to be provisioned, its name made from ``stem`` where none is given; return the name."""
+        name = name or f"{stem}-{secrets.token_hex(3)}"
         self._make_claim(name, storage_class, access_mode, volume_mode, size, "")
         return name
 
@@ -164,15 +165,19 @@ class Cluster:
         self,
         *,
         handle: str | None = None,
+        pv: str | None = None,
         access_mode: str = "ReadWriteMany",
         volume_mode: str = "Block",
         attributes: Mapping[str, str] | None = None,
         size: str = "1Gi",
         bound: bool = True,
     ) -> StaticVolume:
-        """Make a PersistentVolume by hand, as the Go driver left them, and a claim bound to it (``bound``: wait for that)."""
+        """Make a PersistentVolume by hand, as the Go driver left them, and a claim bound to it (``bound``: wait for that).
+
+        Where it is not named (``pv``), it is named like the volume.
+        """
         handle = handle or f"pvc-{uuid.uuid4()}"
-        pv, claim = handle, f"static-{secrets.token_hex(3)}"
+        pv, claim = pv or handle, f"static-{secrets.token_hex(3)}"
         context = {"rdsAddress": "127.0.0.1", "nvmeAddress": "127.0.0.1", "nvmePort": "4420", "nqn": NQN_PREFIX + handle}
         self._make(
             "PersistentVolume",
@@ -355,10 +360,14 @@ class Cluster:
         for kind, name, namespace in reversed(self._made):
             if kind not in {"Pod", "PersistentVolumeClaim", "PersistentVolume", "VolumeAttachment"}:
                 self.api.delete(kind, name, namespace)
-        for handle in handles:
-            if handle and (record := self.record(handle)) is not None:
-                self._force_away(record)
+        for handle in handles - {None}:
+            self.forget(handle)
         self.kubelet.silent -= nodes
+
+    def forget(self, handle: str) -> None:
+        """Remove the record of a volume, if there is one, finalizers or not."""
+        if (record := self.record(handle)) is not None:
+            self._force_away({**record, "kind": RECORD})
 
     def _is_ours(self, volume: Object) -> bool:
         return bool(volume["spec"].get("claimRef", {}).get("namespace") == self.namespace)
