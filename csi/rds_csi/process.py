@@ -113,8 +113,6 @@ async def _serve(
 
 
 def _box(settings: ControllerSettings) -> BoxSettings:
-    if settings.rds_insecure_skip_verify:
-        _log.warning("the host key of the box is NOT checked (--rds-insecure-skip-verify): whoever answers is taken for it")
     text = settings.rds_host_key
     if text.startswith("/"):
         try:
