@@ -36,6 +36,10 @@ stubs:
 ring:
     @exec python -m tests.ring
 
+# Start the RouterOS simulator alone, print how to reach it with ssh, stop on Ctrl-C.
+box *ARGS:
+    @exec python -m tests.simulator "$@"
+
 # Build the ring's binaries into the cache, if they are not there yet.
 binaries *NAMES:
     @python -m tests.ring.binaries "$@"

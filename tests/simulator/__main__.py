@@ -1,4 +1,4 @@
-"""Run the simulated box alone: ``python -m tests.simulator --state FILE``."""
+"""Run the simulated box alone: ``python -m tests.simulator``."""
 
 import argparse
 import asyncio
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import asyncssh
@@ -17,7 +18,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one (default)")
-    parser.add_argument("--state", type=Path, required=True, help="file that keeps disks and files; made at first use")
+    parser.add_argument("--state", type=Path, help="file that keeps disks, files and keys; without it nothing is kept")
     parser.add_argument("--user", default="metal-csi", help="the one user who may log in (default: %(default)s)")
     parser.add_argument("--user-key", type=Path, help="that user's public key; without it a key pair is made beside the state")
     parser.add_argument("--control", type=Path, help="unix socket on which switches are turned (JSON lines)")
@@ -68,5 +69,8 @@ async def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run(arguments()))
+    options = arguments()
+    with contextlib.ExitStack() as stack:
+        if options.state is None:
+            options.state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rds-box-"))) / "box.json"
+        asyncio.run(run(options))
