@@ -1,7 +1,7 @@
 """``./justw bench publish``: a publish through gRPC against the bare ``PUT …/status`` that it cannot do without.
 
-Both go to the same real API server in the same run, in turns, one after another and with 64 in flight. A publish is the first node of
-a volume: it reads the record and the Node, and writes the record.
+Both go to the same real API server in the same run, in turns, one after another and with 64 in flight. A publish is the first node
+of a volume: it reads the record and the Node, and writes the record.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Server:
             volume_mode=VolumeMode.BLOCK,
             access_mode=AccessMode.READ_WRITE_MANY,
             capacity_bytes=1 << 30,
-            target={"nqn": f"nqn.2000-02.com.mikrotik:{handle}", "slot": handle, "filePath": f"/pool/{handle}.img"},  # type: ignore[arg-type]
+            target={"nqn": f"nqn.2000-02.com.mikrotik:{handle}", "slot": handle, "filePath": f"/pool/{handle}.img"},
         )
         created = Record.from_json(
             await self.send(

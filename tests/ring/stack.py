@@ -65,4 +65,5 @@ class Stack:
         return [self._started(make(self.plane, shim.socket, logs)) for make in (csi_provisioner, csi_attacher)]
 
     def _started(self, process: P) -> P:
-        return self._ends.enter_context(process)
+        self._ends.enter_context(process)
+        return process
