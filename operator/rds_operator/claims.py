@@ -18,8 +18,6 @@ from rds_records.record import ObjectReference, Record
 from rds_records.store import Api
 
 VOLUMES: Final = "/api/v1/persistentvolumes"
-LIST_SECONDS: Final = 5.0
-"""A list of all PersistentVolumes answers for this long, so that many volumes without one do not ask for many lists."""
 
 Object = Mapping[str, Any]
 
@@ -52,9 +50,10 @@ class Claims:
         return volume if volumes_of(handle, [volume], self._driver) else None
 
     async def _search(self, handle: str) -> str | None:
+        # Only a list that began after the question is evidence of absence. One list answers all who asked before it began.
         asked = self._monotonic()
         async with self._listing:
-            if self._listed is None or asked - self._listed >= LIST_SECONDS:
+            if self._listed is None or self._listed < asked:
                 started = self._monotonic()
                 volumes, _ = await self._api.list(VOLUMES)
                 self._names = {

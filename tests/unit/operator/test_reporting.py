@@ -501,6 +501,16 @@ async def test_a_record_deleted_by_an_administrator_goes_when_nobody_is_attached
     assert server.under("/apis/rds.csi.srvlab.io/v1alpha1/volumeattachmentrecords") == []
 
 
+async def test_a_record_whose_volume_is_gone_from_the_box_goes_when_it_is_reported() -> None:
+    server = ApiServer()
+    bind(server)
+    gone = detached(detached(migrating(), "node-a"), "node-b").with_status(deleting=True, removed_from_box=True)
+    store_record(server, terminating(gone))
+    life = await reported(server)
+    assert life.metrics.results()["success"] == 1
+    assert server.under("/apis/rds.csi.srvlab.io/v1alpha1/volumeattachmentrecords") == []
+
+
 async def test_its_last_transitions_are_reported_first() -> None:
     server = ApiServer()
     bind(server)
