@@ -111,18 +111,18 @@ def csi(shim: Shim) -> Iterator[Csi]:
 
 @pytest.fixture
 def make_volume(csi: Csi, cluster: Cluster) -> Iterator[Callable[..., str]]:
-    """Return a function that makes a volume on the box and returns its handle; arguments as ``Csi.create``'s, ``by`` the client."""
-    made: list[tuple[Csi, str]] = []
+    """Return a function that makes a volume on the box and returns its handle; arguments as ``Csi.create``'s, ``by`` its client."""
+    made: list[str] = []
 
     def make(name: str = "", *, by: Csi = csi, **arguments: Any) -> str:
         handle = str(by.create(name or f"pvc-{uuid4()}", **arguments).volume_id)
-        made.append((by, handle))
+        made.append(handle)
         return handle
 
     yield make
-    for by, handle in made:
-        by.unpublish(handle)
-        by.delete(handle)
+    for handle in made:
+        csi.unpublish(handle)
+        csi.delete(handle)
         cluster.forget(handle)
 
 

@@ -116,6 +116,8 @@ class Shim(Served):
             *extra,
         ]
         super().__init__(name, argv, folder / f"{name}.log", address, env=env)
+        if "--metrics-address=none" in argv:
+            self.ready = self.socket.exists
 
 
 class Operator(Served):
