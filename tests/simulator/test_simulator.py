@@ -163,4 +163,4 @@ async def test_it_runs_alone_and_says_how_to_reach_it(tmp_path: Path, kept: bool
         async with asyncssh.connect(host, int(port), username=user, client_keys=[key], known_hosts=None, config=None) as connection:
             answer = await connection.run(example)
     assert 'mount-point="storage-pool"' in str(answer.stdout)
-    assert Path(key).exists() == kept
+    assert (key == str(tmp_path / "box.json.userkey")) == kept

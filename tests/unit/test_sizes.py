@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rds_csi.routeros.commands import file_size
@@ -11,6 +11,7 @@ from rds_csi.sizes import GIB, MAX_SIZE, MIB, LimitBelowRequired, LimitTooSmall,
 
 
 @pytest.mark.requirement("R48")
+@settings(deadline=None)
 @given(st.integers(0, MAX_SIZE))
 def test_a_volume_is_never_smaller_than_promised_and_its_size_is_written_exactly(required: int) -> None:
     size = exact_size(required)
@@ -39,6 +40,7 @@ def test_sizes_are_rounded_up_to_whole_mib(required: int, size: int) -> None:
     assert exact_size(required) == size
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2 * MAX_SIZE), st.integers(0, 2 * MAX_SIZE))
 def test_a_size_keeps_its_limit_or_says_why_not(required: int, limit: int) -> None:
     try:
@@ -53,6 +55,7 @@ def test_a_size_keeps_its_limit_or_says_why_not(required: int, limit: int) -> No
         assert required <= size <= (limit or MAX_SIZE)
 
 
+@settings(deadline=None)
 @given(st.integers(0, MAX_SIZE))
 def test_the_size_that_was_given_is_given_again(required: int) -> None:
     size = exact_size(required)

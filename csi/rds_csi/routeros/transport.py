@@ -223,8 +223,8 @@ class _Link:
             return self._transport.open_session(timeout=self._settings.session_timeout)
         except paramiko.ChannelException as error:
             raise _RefusedError(f"the box opens no session: {error.text}") from None
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            raise _NotSentError(f"no session: {error or type(error).__name__}") from None
+        except Exception as error:  # noqa: BLE001 paramiko and the socket below raise many kinds
+            raise _NotSentError(f"no session: {type(error).__name__}: {error}") from None
         finally:
             self._opening.release()
 
@@ -285,6 +285,7 @@ class Transport:
         self._why: BoxUnreachable = BoxUnreachable("not connected yet")
         self._failures = 0
         self._running = 0
+        self._closed = False
         self._supervisor: asyncio.Task[None] | None = None
         # Places for the commands, one for the probe or connect, and some for closing what hangs.
         self._threads = ThreadPoolExecutor(settings.parallel + 4, thread_name_prefix="ssh")
@@ -318,6 +319,9 @@ class Transport:
 
     async def close(self) -> None:
         """Close the connection; calls in flight end with OutcomeUnknown or BoxUnreachable."""
+        self._closed = True
+        self._why = BoxUnreachable("the connection to the box is closed")
+        self._tell()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -327,7 +331,7 @@ class Transport:
         """Wait until the link is up; BoxUnreachable says why it was not in time."""
         end = time.monotonic() + timeout
         while self._link is None:
-            if not await self._hear(end):
+            if self._closed or not await self._hear(end):
                 raise type(self._why)(str(self._why))
 
     async def run(self, command: str, *, deadline: float) -> Output:
@@ -355,8 +359,8 @@ class Transport:
     async def _link_by(self, deadline: float) -> _Link:
         """Return the link; where there is none, wait for what the next attempt brings."""
         failures = self._failures
-        while self._link is None:
-            if self._failures > failures or not await self._hear(deadline):
+        while self._link is None or self._closed:
+            if self._closed or self._failures > failures or not await self._hear(deadline):
                 raise type(self._why)(str(self._why))
         return self._link
 
@@ -379,6 +383,9 @@ class Transport:
                 await self._places.acquire()
         except TimeoutError:
             raise BoxUnreachable("time ran out while other commands were running") from None
+        if self._closed:
+            self._places.release()
+            raise _NotSentError("the connection to the box is closed")
         work = asyncio.get_running_loop().run_in_executor(self._threads, link.run, call)
         self._running += 1
         work.add_done_callback(self._worker_done)
@@ -393,7 +400,7 @@ class Transport:
             self._suspect.set()
             raise
         finally:
-            if not work.done():
+            if not work.done() and not self._closed:  # closing frees the threads by itself
                 self._suspect.set()
                 self._threads.submit(call.give_up)
 
@@ -409,11 +416,12 @@ class Transport:
         while True:
             try:
                 link = await self._connect()
-            except BoxUnreachable as error:
+            except Exception as error:  # noqa: BLE001 whatever it is, the next attempt may do better
+                why = error if isinstance(error, BoxUnreachable) else BoxUnreachable(f"{type(error).__name__}: {error}")
                 self._failures += 1
-                if str(error) != str(self._why):
-                    log.warning("no link to the box", extra={"reason": str(error)})
-                self._why = error
+                if str(why) != str(self._why):
+                    log.warning("no link to the box", extra={"reason": str(why)})
+                self._why = why
                 self._observer.connect_attempt(succeeded=False, outage=time.monotonic() - lost)
                 self._tell()
                 settings = self._settings

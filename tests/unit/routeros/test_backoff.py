@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rds_csi.routeros.transport import backoff
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000), st.floats(0, 1))
 def test_waiting_is_bounded_and_never_below_half(failures: int, jitter: float) -> None:
     full = min(8.0, 0.5 * 2.0 ** min(failures - 1, 30))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rds_csi.routeros import (
@@ -88,6 +88,7 @@ def until_done(link: Link, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 faults = st.lists(st.sampled_from([FINE, UNSENT, LOST_BEFORE, LOST_AFTER]), max_size=16)
 
 
+@settings(deadline=None)
 @given(faults)
 def test_creating_ends_with_one_disk_however_links_are_lost(lost: list[str]) -> None:
     link = Link(lost)
@@ -98,6 +99,7 @@ def test_creating_ends_with_one_disk_however_links_are_lost(lost: list[str]) -> 
     assert len(link.files) == 2
 
 
+@settings(deadline=None)
 @given(faults)
 def test_nothing_is_sent_again_before_the_state_was_read_again(lost: list[str]) -> None:
     link = Link(lost)
@@ -109,6 +111,7 @@ def test_nothing_is_sent_again_before_the_state_was_read_again(lost: list[str]) 
         assert " print " in one or " print " in next_one, "two changes in a row"
 
 
+@settings(deadline=None)
 @given(faults, faults)
 def test_deleting_ends_with_neither_disk_nor_file_however_links_are_lost(lost: list[str], lost_later: list[str]) -> None:
     link = Link()
@@ -122,6 +125,7 @@ def test_deleting_ends_with_neither_disk_nor_file_however_links_are_lost(lost: l
     assert link.files == ["storage-pool/boot/nixos-1.img"]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 12))
 def test_a_volume_can_be_made_again_after_a_delete_that_stopped_anywhere(stop: int) -> None:
     link = Link()
@@ -142,6 +146,7 @@ def test_a_volume_can_be_made_again_after_a_delete_that_stopped_anywhere(stop: i
 
 
 @pytest.mark.requirement("R17")
+@settings(deadline=None)
 @given(st.integers(0, 30))
 def test_absence_is_never_concluded_from_a_shortened_answer(cut: int) -> None:
     link = Link()

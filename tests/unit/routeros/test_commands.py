@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rds_csi.routeros import DiskSpec, FilePath, InvalidName, Nqn, Slot, commands
@@ -38,6 +38,7 @@ def test_sizes_are_written_in_the_largest_unit_that_divides_them(size: int, text
     assert file_size(size) == text
 
 
+@settings(deadline=None)
 @given(st.integers(1, 1 << 35))
 def test_written_sizes_are_exact(kib: int) -> None:
     text = file_size(kib << 10)
@@ -113,6 +114,7 @@ def test_a_specification_is_checked(changes: dict[str, object]) -> None:
         DiskSpec(**{"slot": SPEC.slot, "path": PATH, "size": 1 << 30, "nqn": SPEC.nqn} | changes)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40) | st.from_regex(r"[A-Za-z0-9/._:;\[\]\" -]{0,40}", fullmatch=True))
 def test_whatever_is_accepted_stays_one_value_of_one_command(text: str) -> None:
     made: list[str] = []

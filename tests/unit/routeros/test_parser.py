@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rds_csi.routeros import errors, parser
@@ -196,6 +196,7 @@ def test_an_answer_that_is_cut_short_or_does_not_add_up_says_nothing(text: str) 
         entries(text)
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(WIDE_DISK + "1\r\n") - 2))
 def test_no_part_of_an_answer_passes_for_the_whole(end: int) -> None:
     whole = WIDE_DISK.replace("\n", "\r\n") + "1\r\n"
@@ -284,6 +285,7 @@ disks = st.builds(
 widths = st.integers(40, 300)
 
 
+@settings(deadline=None)
 @given(st.lists(disks, max_size=5), widths, st.integers(0, 1200))
 @example([], 40, 0)
 def test_whatever_disks_the_box_prints_at_any_width_is_read_back_exactly(many: list[Disk], width: int, first: int) -> None:
@@ -303,6 +305,7 @@ def test_whatever_disks_the_box_prints_at_any_width_is_read_back_exactly(many: l
             assert entry.text("nvme-tcp-server-allow-host-name") == disk.nvme_tcp_server_allow_host_name
 
 
+@settings(deadline=None)
 @given(st.lists(paths, max_size=6, unique=True), st.lists(sizes, min_size=6, max_size=6), widths)
 def test_whatever_files_the_box_prints_at_any_width_is_read_back_exactly(names: list[str], bytes_: list[int], width: int) -> None:
     files = {name[1:]: File(name[1:], size=size) for name, size in zip(names, bytes_, strict=False)}
@@ -312,6 +315,7 @@ def test_whatever_files_the_box_prints_at_any_width_is_read_back_exactly(names: 
     assert [entry.text("name") for entry in found] == ["storage-pool", *sorted(files)]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300), st.text(max_size=30), st.integers(0, 2))
 def test_no_text_at_all_makes_the_parser_fall_over(stdout: str, stderr: str, status: int) -> None:
     for read in (parser.entries, parser.expect_silence):
