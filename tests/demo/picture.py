@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -18,6 +17,9 @@ from rich.text import Text
 Object = Mapping[str, Any]
 
 PHASE_STYLES = {"Migrating": "yellow", "Overdue": "bold red", "Attached": "green", "Detached": "dim"}
+WIDE = 130
+"""Columns of a terminal that has room for the metrics beside the rest."""
+
 SHOWN_METRICS = (
     'rds_csi_migration_migrations_total{result="success"}',
     'rds_csi_migration_migrations_total{result="failed"}',
@@ -87,9 +89,7 @@ class Picture:
         for claim, record in moment.records.items():
             shown = row(claim, record)
             if claim not in before.records or row(claim, before.records[claim]) != shown:
-                self._print(
-                    "record", "  ".join((f"{shown[0]:<11}", f"{shown[1]:<10}", f"{shown[2]:<14}", f"{shown[3]:<32}", shown[4]))
-                )
+                self._print("record", f"{shown[0]:<14} {shown[1]:<10} {shown[2]:<14} {shown[3]:<33} {shown[4]}")
         for event in moment.events:
             key = event["metadata"]["uid"]
             if key not in self._told:
@@ -125,7 +125,14 @@ class Picture:
         for name in SHOWN_METRICS:
             value = self._moment.metrics.get(name)
             metrics.add_row(name.removeprefix("rds_csi_migration_"), "-" if value is None else f"{value:g}")
-        return Group(Panel(f"{self._clock()}  {self._headline}"), records, Columns([events, metrics], expand=True))
+        headline = Panel(f"{self._clock()}  {self._headline}")
+        if self.console.width < WIDE:
+            return Group(headline, records, events, metrics)
+        side_by_side = Table.grid(padding=(0, 1), expand=True)
+        side_by_side.add_column(ratio=1)
+        side_by_side.add_column(width=48)
+        side_by_side.add_row(Group(records, events), metrics)
+        return Group(headline, side_by_side)
 
 
 def _short(event: Object) -> str:
