@@ -1,0 +1,146 @@
+"""``rds-csi``: every flag also from the environment, bad values told by name, a real process that comes and goes."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import cast
+
+import grpc
+import pytest
+
+from rds_csi.cli import parser, read
+from rds_csi.settings import ControllerSettings, Settings
+from rds_csi.spec import csi_pb2, csi_pb2_grpc
+from rds_records.names import SlotNames
+
+NEEDED = ["controller", "--rds-address", "10.0.0.5", "--rds-host-key", "/etc/rds-csi/rds-host-key"]
+
+
+def controller(*argv: str, **environment: str) -> ControllerSettings:
+    return cast("ControllerSettings", read([*NEEDED, *argv], environment)[0])
+
+
+def refused(capsys: pytest.CaptureFixture[str], argv: list[str], environment: dict[str, str] | None = None) -> str:
+    with pytest.raises(SystemExit) as caught:
+        read(argv, environment or {})
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_go_driver() -> None:
+    settings = controller()
+    assert settings.endpoint == "unix:///var/lib/kubelet/plugins/rds.csi.srvlab.io/csi.sock"
+    assert (settings.rds_port, settings.rds_user, settings.rds_key_file) == (22, "admin", "/etc/rds-csi/ssh-key/id_rsa")
+    assert (settings.driver_name, settings.metrics_address, settings.drain_timeout) == ("rds.csi.srvlab.io", ":9809", 30)
+    assert (settings.nvme_address, settings.nvme_port, settings.slot_names) == ("", 4420, SlotNames.HANDLE)
+    assert settings.rds_insecure_skip_verify is False
+
+
+def test_flags_of_the_go_driver_work_with_and_without_equals_sign() -> None:
+    settings = controller("--rds-port=2222", "--rds-user", "metal-csi", "--rds-insecure-skip-verify=true", "--metrics-address=")
+    assert (settings.rds_port, settings.rds_user, settings.rds_insecure_skip_verify) == (2222, "metal-csi", True)
+    assert settings.metrics_address == ""
+
+
+def test_environment_of_the_go_drivers_manifests_works() -> None:
+    settings = controller(CSI_ENDPOINT="unix:///csi/csi.sock", NODE_ID="node-a", RDS_PORT="2222", RDS_VOLUME_BASE_PATH="/pool/csi")
+    assert (settings.endpoint, settings.node_id, settings.rds_port) == ("unix:///csi/csi.sock", "node-a", 2222)
+    assert settings.rds_volume_base_path == "/pool/csi"
+
+
+def test_own_variable_comes_before_the_go_drivers_and_the_command_line_before_both() -> None:
+    environment = {"RDS_CSI_NODE_ID": "own", "NODE_ID": "go"}
+    assert controller(**environment).node_id == "own"
+    assert controller("--node-id", "line", **environment).node_id == "line"
+
+
+def test_empty_variable_counts_as_not_set() -> None:
+    assert controller(RDS_CSI_RDS_PORT="", RDS_CSI_DRAIN_TIMEOUT="").rds_port == 22
+
+
+@pytest.mark.parametrize("command", ["controller", "node"])
+def test_every_flag_can_be_given_as_an_environment_variable_and_help_says_how(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        parser({}).parse_args([command, "--help"])
+    text = capsys.readouterr().out
+    flags = set(re.findall(r"^  --([a-z-]+)", text, re.MULTILINE))
+    assert {"endpoint", "node-id", "driver-name", "metrics-address", "drain-timeout", "log-level", "log-format"} <= flags
+    for flag in flags:
+        assert f"RDS_CSI_{flag.replace('-', '_').upper()}" in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--endpoint", "http://x"),
+        ("--node-id", "Node_A"),
+        ("--driver-name", "-x"),
+        ("--metrics-address", "9809"),
+        ("--drain-timeout", "soon"),
+        ("--rds-address", "a b"),
+        ("--rds-port", "70000"),
+        ("--rds-user", "a;b"),
+        ("--rds-volume-base-path", "/a/../b"),
+        ("--nvme-address", "storage.example"),
+        ("--nvme-port", "0"),
+        ("--slot-names", "long"),
+        ("--log-format", "xml"),
+        ("--rds-insecure-skip-verify", "maybe"),
+    ],
+)
+def test_bad_value_is_told_by_name_from_line_and_environment(capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
+    assert flag in refused(capsys, [*NEEDED, f"{flag}={value}"])
+    if flag != "--rds-address":
+        variable = "RDS_CSI_" + flag.removeprefix("--").replace("-", "_").upper()
+        assert flag in refused(capsys, NEEDED, {variable: value})
+
+
+def test_box_needs_an_address_and_a_pinned_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--rds-address" in refused(capsys, ["controller"])
+    assert "--rds-host-key" in refused(capsys, ["controller", "--rds-address", "10.0.0.5"])
+    assert isinstance(read(["controller", "--rds-address", "10.0.0.5", "--rds-insecure-skip-verify"], {})[0], ControllerSettings)
+
+
+def test_node_needs_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--node-id" in refused(capsys, ["node"])
+    assert type(read(["node"], {"NODE_ID": "node-a"})[0]) is Settings
+
+
+def test_flags_are_not_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--rds-addr" in refused(capsys, [*NEEDED, "--rds-addr", "10.0.0.6"])
+
+
+def test_process_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rds_csi", *NEEDED, "--rds-host-key", str(tmp_path / "missing"), "--log-format", "text"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={})
+    assert done.returncode == 1
+    assert "--rds-host-key cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_node_process_serves_until_sigterm(tmp_path: Path) -> None:
+    socket = tmp_path / "csi.sock"
+    command = [sys.executable, "-m", "rds_csi", "node", "--node-id=node-a", f"--endpoint={socket}", "--metrics-address=127.0.0.1:0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={}) as process:
+        try:
+            deadline = time.monotonic() + 60
+            with grpc.insecure_channel(f"unix:{socket}") as channel:
+                info = csi_pb2_grpc.NodeStub(channel).NodeGetInfo(
+                    csi_pb2.NodeGetInfoRequest(), wait_for_ready=True, timeout=deadline - time.monotonic()
+                )
+            assert info.node_id == "node-a"
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert '"message": "draining"' in errors
+    assert not socket.exists()
