@@ -57,6 +57,8 @@ class KubernetesApi:
         # copes with a write that was applied although it looked refused.
         configuration.retries = None
         configuration.connection_pool_maxsize = 128
+        # With trust_env aiohttp looks for a ~/.netrc at every request, in a worker thread.
+        configuration.client_session_kwargs = {"trust_env": False}
         self.clock = clock or ServerClock()
         self._client = ApiClient(configuration)
         self._timeout = timeout
