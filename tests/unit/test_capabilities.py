@@ -72,7 +72,7 @@ def test_modes_that_are_not_offered_say_what_to_use(mode: int, reason: str) -> N
     ],
 )
 def test_incomplete_or_unknown_capability_is_malformed(capability: csi_pb2.VolumeCapability) -> None:
-    with pytest.raises(InvalidArgument, match="^volume capability: ") as caught:
+    with pytest.raises(InvalidArgument, match=r"^volume capability: ") as caught:
         parse_capability(capability)
     assert not isinstance(caught.value, Unsupported)
 
