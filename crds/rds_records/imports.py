@@ -149,10 +149,13 @@ def import_attachments(record: Record, found: Sequence[Holder], *, now: datetime
 
 
 def add_missing(record: Record, missing: Sequence[Holder], *, now: datetime) -> Record:
-    """Return the record with holders added that a VolumeAttachment proves and the record did not know."""
+    """Return the record with holders added that a VolumeAttachment proves and the record did not know.
+
+    A volume that is being deleted is left alone: nobody was attached when that began, and its disk may be gone.
+    """
     known = {held.node_name for held in record.status.attachments}
     added = tuple(_attachment(record, holder, "found", now) for holder in missing if holder.node not in known)
-    if not added:
+    if not added or record.status.deleting:
         return record
     nodes = " and ".join(held.node_name for held in added)
     repaired = Condition(

@@ -1,0 +1,454 @@
+"""I1 to I7 under random sequences of everything that can happen, by two writers, with lost writes and crashes at every request."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Coroutine, Generator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from rds_records.imports import Holder, add_missing, import_attachments
+from rds_records.kubernetes_api import ApiError
+from rds_records.record import AccessMode, Announcement, DualAttachPolicy, Phase, Record, VolumeMode
+from rds_records.store import Contended, RecordStore
+from rds_records.transitions import (
+    Access,
+    Code,
+    Decided,
+    Refused,
+    attach,
+    begin_deletion,
+    detach,
+    detach_all,
+    expire,
+    note_refusal,
+)
+from tests.unit.records.memory_api import Body, MemoryApi, Mishap
+from tests.unit.records.model import Held, Model, same
+from tests.unit.records.volumes import ALONE, HANDLE, MOUNTED, READING, SHARED, START, empty
+
+NODES = ("node-a", "node-b", "node-c", "node-d")
+MOSTLY = st.sampled_from([True] * 7 + [False])
+EXISTS = st.sampled_from([True] * 8 + [False, None])
+FITTING = None
+ACCESSES = [FITTING] * 12 + [SHARED, ALONE, READING, MOUNTED, Access(AccessMode.READ_WRITE_MANY, VolumeMode.FILESYSTEM)]
+
+nodes = st.sampled_from(NODES)
+mishaps = st.sampled_from([Mishap.NONE] * 4 + [fate for fate in Mishap if fate is not Mishap.NONE])
+holder_sets = st.lists(st.tuples(nodes, st.integers(1, 900)), max_size=3, unique_by=lambda pair: pair[0])
+
+Request = tuple[str, str]
+
+
+class Pause:
+    """A request that waits for its fate."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def __await__(self) -> Generator[Request, Mishap, Mishap]:
+        return (yield self.request)
+
+
+class Writer:
+    """A process that does one thing at a time, and stands still at each of its requests."""
+
+    def __init__(self) -> None:
+        self.work: Coroutine[Request, Mishap | None, None] | None = None
+        self.intends: Model | None = None
+
+    def begin(self, work: Coroutine[Request, Mishap | None, None]) -> None:
+        self.work = work
+        self.step(None)
+
+    def step(self, fate: Mishap | None) -> None:
+        assert self.work is not None
+        try:
+            self.work.send(fate)
+        except StopIteration:
+            self.work = None
+
+    def crash(self) -> None:
+        assert self.work is not None
+        self.work.close()
+        self.work = None
+
+
+class Volume(RuleBasedStateMachine):
+    """One volume, two writers, an operator who reports, an administrator who edits, and a reference model of every version."""
+
+    @initialize(
+        block=MOSTLY,
+        many=MOSTLY,
+        any_two=MOSTLY,
+        holders=st.none() | holder_sets,
+    )
+    def make(self, block: bool, many: bool, any_two: bool, holders: list[tuple[str, int]] | None) -> None:
+        self.now = START
+        self.ids = 0
+        self.old_ids: list[str] = []
+        self.api = MemoryApi(lambda method, path: Pause((method, path)))
+        self.api.applied = self.applied
+        self.store = RecordStore(self.api)
+        self.writers = [Writer(), Writer()]
+        self.current = self.writers[0]
+        self.drained: list[Any] = []
+        self.draining = False
+        self.results: dict[str, str] = {}
+        self.announced: list[str] = []
+        self.collapsed = False
+        record = self.api.put(
+            empty(
+                volume_mode=VolumeMode.BLOCK if block else VolumeMode.FILESYSTEM,
+                access_mode=AccessMode.READ_WRITE_MANY if many else AccessMode.READ_WRITE_ONCE,
+                dual_attach_policy=DualAttachPolicy.ANY_TWO_NODES if any_two else DualAttachPolicy.KUBEVIRT,
+            )
+        )
+        self.models = {str(record.metadata.resource_version): Model(block=block, any_two=any_two)}
+        self.uninterrupted(self.found(self.writers[0], holders or []))
+
+    # Running things ------------------------------------------------------------------------------
+
+    def newest(self) -> Record:
+        record = self.api.peek(HANDLE)
+        assert record is not None
+        return record
+
+    def run(self, writer: Writer, fates: list[Mishap]) -> None:
+        self.current = writer
+        while writer.work:
+            writer.step(fates.pop(0) if fates else Mishap.NONE)
+
+    def uninterrupted(self, work: Coroutine[Any, Any, None]) -> None:
+        self.current = self.writers[0]
+        if self.current.work:
+            self.current.crash()
+        self.current.begin(work)
+        self.run(self.current, [])
+
+    def start(self, work: Callable[[Writer], Coroutine[Any, Any, None]], number: int, fates: list[Mishap] | None) -> None:
+        """Let a writer begin; without ``fates`` it stands still at its first request."""
+        writer = self.writers[number]
+        if writer.work:
+            writer.crash()
+        self.current = writer
+        writer.begin(work(writer))
+        if fates is not None:
+            self.run(writer, list(fates))
+
+    async def change(
+        self, writer: Writer, real: Callable[[Record], Decided | Refused], wanted: Callable[[Model], Model | Code]
+    ) -> Decided | Refused | None:
+        """Do as the processes do: read, decide, write; and compare each decision with the model of the version that was read."""
+
+        def decide(record: Record) -> Decided | Refused:
+            before = self.models[str(record.metadata.resource_version)]
+            assert same(before, record)
+            decision, expected = real(record), wanted(before)
+            if isinstance(decision, Refused):
+                assert decision.code == expected, (decision, expected)
+                return decision
+            assert isinstance(expected, Model), (decision, expected)
+            assert same(expected, decision.record), (decision.record.status, expected)
+            writer.intends = expected
+            return decision
+
+        try:
+            record = await self.store.read(HANDLE)
+            assert record is not None
+            return await self.store.change(record, decide)
+        except (ApiError, Contended):
+            return None
+
+    # What writers do -----------------------------------------------------------------------------
+
+    async def attach(self, writer: Writer, node: str, access: Access, exists: bool | None) -> None:
+        self.ids += 1
+        new_id = f"attachment-{self.ids}"
+        seen: list[Record] = []
+
+        def real(record: Record) -> Decided | Refused:
+            seen.append(record)
+            return attach(record, node, access, now=self.now, new_id=new_id, node_exists=exists)
+
+        decision = await self.change(
+            writer,
+            real,
+            lambda model: model.attach(
+                node,
+                new_id,
+                self.now,
+                many=access.mode.multi_node,
+                block=access.volume_mode is VolumeMode.BLOCK,
+                read_only=access.read_only,
+                exists=exists,
+            ),
+        )
+        if isinstance(decision, Refused):
+            noted = note_refusal(seen[-1], node, decision, now=self.now)
+            if noted:
+                writer.intends = self.models[str(noted.metadata.resource_version)]
+                try:
+                    await self.store.write_status(noted)
+                except ApiError:
+                    return
+
+    async def detach(self, writer: Writer, node: str, wanted: bool, older: str | None) -> None:
+        held = self.newest().status.attachment_of(node)
+        seen = older or (held.id if held else None)
+        if held:
+            self.old_ids.append(held.id)
+        await self.change(
+            writer,
+            lambda record: detach(record, node, attachment_id=seen, wanted=wanted, now=self.now),
+            lambda model: model.detach(node, seen, self.now, wanted=wanted),
+        )
+
+    async def detach_all(self, writer: Writer) -> None:
+        ids = [held.id for held in self.newest().status.attachments]
+        await self.change(
+            writer,
+            lambda record: detach_all(record, attachment_ids=ids, now=self.now),
+            lambda model: model.detach_all(set(ids), self.now),
+        )
+
+    async def expire(self, writer: Writer) -> None:
+        def real(record: Record) -> Decided:
+            window = record.status.migration
+            elapsed = max(self.now - window.start_time, timedelta()) if window else timedelta()
+            result = expire(record, now=self.now, elapsed=elapsed)
+            return Decided(result or record, changed=result is not None)
+
+        await self.change(writer, real, lambda model: model.expire(self.now))
+
+    async def found(self, writer: Writer, holders: list[tuple[str, int]]) -> None:
+        """Import, or repair: these nodes hold the volume, says the API server."""
+        proof = [Holder(node=node, since=self.now - timedelta(seconds=age), attached=True) for node, age in holders]
+        proof.sort(key=lambda holder: (holder.since, holder.node))
+
+        def real(record: Record) -> Decided:
+            if not record.initialized:
+                return Decided(import_attachments(record, proof, now=self.now), changed=True)
+            repaired = add_missing(record, proof, now=self.now)
+            return Decided(repaired, changed=repaired is not record)
+
+        def wanted(model: Model) -> Model:
+            many = self.newest().spec.access_mode.multi_node
+            origin = "found" if model.initialized else "imported"
+            return model.found(
+                [Held(holder.node, self.found_id(origin, holder.node), many, False, holder.since) for holder in proof]
+            )
+
+        await self.change(writer, real, wanted)
+
+    def found_id(self, origin: str, node: str) -> str:
+        """The package makes these ids up; the model only wants them to be new."""
+        held = add_missing(
+            empty().with_status(initialized=True), [Holder(node=node, since=self.now, attached=True)], now=self.now
+        ).status.attachments[0]
+        return held.id.replace("found", origin, 1)
+
+    async def delete(self, writer: Writer) -> None:
+        await self.change(writer, lambda record: begin_deletion(record, now=self.now), lambda model: model.delete())
+
+    async def report(self, writer: Writer, many: int) -> None:
+        """Take entries off the outbox, as the operator does once they are announced and counted."""
+        ids = {entry.id for entry in self.newest().status.outbox[:many]}
+
+        def real(record: Record) -> Decided:
+            kept = tuple(entry for entry in record.status.outbox if entry.id not in ids)
+            return Decided(record.with_status(outbox=kept), changed=kept != record.status.outbox)
+
+        self.draining = True
+        try:
+            await self.change(writer, real, lambda model: model)
+        finally:
+            self.draining = False
+
+    # Rules ---------------------------------------------------------------------------------------
+
+    anyone = st.integers(0, 1)
+    fates = st.sampled_from([[], [], []]) | st.none() | st.lists(mishaps, min_size=1, max_size=6)
+
+    @rule(number=anyone, fates=fates, node=nodes, access=st.sampled_from(ACCESSES), exists=EXISTS)
+    def someone_attaches(
+        self, number: int, fates: list[Mishap] | None, node: str, access: Access | None, exists: bool | None
+    ) -> None:
+        spec = self.newest().spec
+        asked = access or Access(spec.access_mode, spec.volume_mode)
+        self.start(lambda writer: self.attach(writer, node, asked, exists), number, fates)
+
+    @rule(number=anyone, fates=fates, node=nodes, wanted=st.sampled_from([False] * 5 + [True]), older=st.booleans(), data=st.data())
+    def someone_detaches(
+        self, number: int, fates: list[Mishap] | None, node: str, wanted: bool, older: bool, data: st.DataObject
+    ) -> None:
+        old = data.draw(st.sampled_from(self.old_ids)) if older and self.old_ids else None
+        self.start(lambda writer: self.detach(writer, node, wanted, old), number, fates)
+
+    @precondition(lambda self: self.newest().status.attachments)
+    @rule(number=anyone, fates=fates, data=st.data())
+    def a_holder_detaches(self, number: int, fates: list[Mishap] | None, data: st.DataObject) -> None:
+        node = data.draw(st.sampled_from([held.node_name for held in self.newest().status.attachments]))
+        self.start(lambda writer: self.detach(writer, node, False, None), number, fates)
+
+    @precondition(lambda self: len(self.newest().status.attachments) > 1)
+    @rule(number=anyone, fates=fates)
+    def everyone_is_detached(self, number: int, fates: list[Mishap] | None) -> None:
+        self.start(self.detach_all, number, fates)
+
+    @precondition(lambda self: self.newest().status.migration)
+    @rule(number=anyone, fates=fates, seconds=st.sampled_from([0, 31, 301, 4000]))
+    def the_operator_looks_at_the_deadline(self, number: int, fates: list[Mishap] | None, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.start(self.expire, number, fates)
+
+    @rule(number=anyone, fates=fates, holders=holder_sets)
+    def holders_are_found(self, number: int, fates: list[Mishap] | None, holders: list[tuple[str, int]]) -> None:
+        self.now += timedelta(seconds=1)
+        self.start(lambda writer: self.found(writer, holders), number, fates)
+
+    @rule(number=anyone, fates=fates, data=st.data())
+    def a_deletion_begins(self, number: int, fates: list[Mishap] | None, data: st.DataObject) -> None:
+        # Seldom one that works: it is the end of the story.
+        if self.newest().status.attachments or data.draw(st.integers(0, 15)) == 7:
+            self.start(self.delete, number, fates)
+
+    @rule(number=anyone, fates=st.lists(mishaps, max_size=6), many=st.integers(1, 32))
+    def the_operator_reports(self, number: int, fates: list[Mishap], many: int) -> None:
+        self.start(lambda writer: self.report(writer, many), number, fates)
+
+    @rule(seconds=st.sampled_from([30, 31, 300, 3600, 86_400, None]))
+    def the_administrator_edits_the_timeout(self, seconds: int | None) -> None:
+        record = self.newest()
+        model = self.models[str(record.metadata.resource_version)]
+        self.current = Writer()
+        self.current.intends = Model(**{**vars(model), "timeout": seconds})
+        edit = self.store.write(record.replace(spec=record.spec.replace(migration_timeout_seconds=seconds)))
+        edit.send(None)
+        with pytest.raises(StopIteration):
+            edit.send(Mishap.NONE)
+
+    @rule(seconds=st.sampled_from([1, 20, 100, 299, 300, 4000, -3]))
+    def time_passes(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @precondition(lambda self: len(self.newest().status.attachments) == 1)
+    @rule(times=st.integers(5, 9))
+    def a_volume_migrates_to_and_fro_while_nobody_reports(self, times: int) -> None:
+        for _ in range(times):
+            record = self.newest()
+            held = record.status.attachments
+            if len(held) != 1 or not held[0].access_mode.multi_node:
+                return
+            node = next(name for name in NODES if name != held[0].node_name)
+            self.uninterrupted(self.attach(self.writers[0], node, Access(held[0].access_mode, record.spec.volume_mode), True))
+            self.now += timedelta(seconds=10)
+            self.uninterrupted(self.detach(self.writers[0], held[0].node_name, False, None))
+
+    @precondition(lambda self: any(writer.work for writer in self.writers))
+    @rule(number=anyone, fate=mishaps)
+    def a_writer_goes_on(self, number: int, fate: Mishap) -> None:
+        writer = self.writers[number] if self.writers[number].work else self.writers[1 - number]
+        self.current = writer
+        writer.step(fate)
+
+    @precondition(lambda self: any(writer.work for writer in self.writers))
+    @rule(number=anyone)
+    def a_writer_crashes(self, number: int) -> None:
+        writer = self.writers[number] if self.writers[number].work else self.writers[1 - number]
+        writer.crash()
+
+    def teardown(self) -> None:
+        for writer in getattr(self, "writers", []):
+            if writer.work:
+                writer.crash()
+
+    # What must hold after every write --------------------------------------------------------------
+
+    def applied(self, before: Body | None, after: Body | None) -> None:
+        assert before is not None
+        assert after is not None
+        old, new = Record.from_json(before), Record.from_json(after)
+        model = self.current.intends
+        assert model is not None
+        assert same(model, new)
+        self.models[str(new.metadata.resource_version)] = model
+        self.check_nodes(old, new)
+        self.check_results(old, new)
+        self.check_announcements(old, new, model)
+        self.check_what_people_see(new, model)
+
+    def check_nodes(self, old: Record, new: Record) -> None:
+        held = new.status.attachments
+        added = {one.id for one in held} - {one.id for one in old.status.attachments}
+        if added and not new.status.over_attached:
+            alone = not all(one.access_mode.multi_node for one in held) or new.spec.volume_mode is VolumeMode.FILESYSTEM
+            assert len(held) <= (1 if alone else 2), "I1, I2"
+            if len(held) == 2:
+                window = new.status.migration
+                assert window, "I3"
+                assert {one.node_name for one in held} == {window.source_node, window.target_node}, "I3"
+
+    def check_results(self, old: Record, new: Record) -> None:
+        opened, was = new.status.migration, old.status.migration
+        if opened and (was is None or was.id != opened.id):
+            assert opened.id not in self.results, "a window has a name of its own"
+            self.results[opened.id] = ""
+        for window in [*new.status.history, *([opened] if opened else [])]:
+            known, told = self.results[window.id], str(window.result or "")
+            assert known in {"", told}, "I4: a result never changes"
+            self.results[window.id] = told
+        assert all(window.result for window in new.status.history), "I4: each window gets a result"
+
+    def check_announcements(self, old: Record, new: Record, model: Model) -> None:
+        ids = [entry.id for entry in new.status.outbox]
+        fresh = [entry for entry in new.status.outbox if entry.id not in {known.id for known in old.status.outbox}]
+        for entry in fresh:
+            assert entry.id not in self.announced, "I7: a transition is announced once"
+            self.announced.append(entry.id)
+            self.collapsed |= entry.kind is Announcement.COLLAPSED
+        if self.draining:
+            self.drained += [entry for entry in old.status.outbox if entry.id not in ids]
+        counted: Counter[str] = Counter()
+        for entry in [*self.drained, *new.status.outbox]:
+            if entry.counts:
+                counted.update(
+                    Started=entry.counts.started,
+                    Succeeded=entry.counts.succeeded,
+                    Failed=entry.counts.failed,
+                    TimedOut=entry.counts.timed_out,
+                )
+            else:
+                counted[entry.kind] += 1
+        for kind in ("Started", "Succeeded", "Failed", "TimedOut"):
+            assert counted[kind] == model.totals[kind], "I5: each result is told exactly once"
+        assert self.collapsed or counted["Ended"] == model.totals["Ended"]
+
+    def check_what_people_see(self, new: Record, model: Model) -> None:
+        totals, window = model.totals, new.status.migration
+        running = totals["Started"] - totals["Succeeded"] - totals["Failed"] - totals["TimedOut"]
+        assert running == int(window is not None and window.result is None), "I6: open windows without a result"
+        wanted = Phase.ATTACHED if new.status.attachments else Phase.DETACHED
+        if window:
+            wanted = Phase.OVERDUE if window.result else Phase.MIGRATING
+        assert new.status.phase in {wanted, None}
+        assert (new.status.nodes or "") == ",".join(held.node_name for held in new.status.attachments)
+
+
+USUAL = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+
+
+@pytest.mark.requirement("R13", "R14", "R21", "R28")
+def test_the_invariants_hold_whatever_happens() -> None:
+    run_state_machine_as_test(Volume, settings=settings(USUAL, max_examples=250, stateful_step_count=50))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_invariants_hold_whatever_happens_for_long() -> None:
+    run_state_machine_as_test(Volume, settings=settings(USUAL, max_examples=3000, stateful_step_count=80))
