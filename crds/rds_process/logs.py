@@ -6,8 +6,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import IO, Any, Final
 
 from pythonjsonlogger.core import RESERVED_ATTRS
@@ -38,16 +38,21 @@ def configure(log_format: str = "json", level: str = "info", stream: IO[str] | N
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 
+@lru_cache(1024)
+def _names_secret(key: str) -> bool:
+    return _SECRET_KEYS.fullmatch(key) is not None
+
+
 def strip(value: Any, key: str = "") -> Any:
     """Return a value as it may be logged: secrets replaced, long text cut, the rest as it is."""
-    if _SECRET_KEYS.fullmatch(key):
+    if key and _names_secret(key):
         return STRIPPED
     if isinstance(value, str):
-        cleaned = _SECRET_TEXT.sub(STRIPPED, value)
+        cleaned = _SECRET_TEXT.sub(STRIPPED, value) if "PRIVATE KEY" in value or "Bearer " in value else value
         return cleaned if len(cleaned) <= MAX_VALUE else f"{cleaned[:MAX_VALUE]}… ({len(cleaned)} characters)"
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {str(name): strip(entry, str(name)) for name, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+    if isinstance(value, list | tuple | set | frozenset):
         return [strip(entry) for entry in value]
     return value
 
