@@ -41,6 +41,9 @@ CONFLICTS = frozenset({Reason.SINGLE_NODE, Reason.NO_SLOT, Reason.NO_MIGRATION})
 
 _NOTED = CONFLICTS | {Reason.DELETING}
 
+UNPROCESSABLE = 422
+"""HTTP status by which the API server refuses an object that its schema or a rule of the CRD does not allow."""
+
 _VOLUMES = "/api/v1/persistentvolumes"
 _VOLUME_ATTACHMENTS = "/apis/storage.k8s.io/v1/volumeattachments"
 
@@ -157,6 +160,10 @@ class Attachments:
                 ) from error
             try:
                 record = await self.store.create(spec)
+            except RequestRefused as error:
+                if error.status != UNPROCESSABLE:
+                    raise
+                raise InvalidArgument(f"volume {handle}: what its PersistentVolume says cannot be recorded: {error}") from error
             except WriteConflict:
                 # Another replica imports it too. Whoever writes the status first wins, and both read the same VolumeAttachments.
                 record = await self.store.read(handle)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from rds_csi.routeros import errors as routeros
 from rds_csi.sizes import SizeOutOfRange
 from rds_records.kubernetes_api import ApiError, ApiUnavailable, ObjectNotFound, RequestRefused, WriteConflict
+from rds_records.store import Contended
 
 
 class Rejected(Exception):
@@ -89,10 +91,12 @@ STATUS_TABLE: Final[tuple[tuple[type[Exception], Any], ...]] = (
     # The API server.
     (ApiUnavailable, grpc.StatusCode.UNAVAILABLE),
     (WriteConflict, grpc.StatusCode.ABORTED),
+    (Contended, grpc.StatusCode.ABORTED),
     (ObjectNotFound, grpc.StatusCode.ABORTED),
     (RequestRefused, grpc.StatusCode.UNAVAILABLE),
     (ApiError, grpc.StatusCode.UNAVAILABLE),
     # The RPC itself.
+    (DecodeError, grpc.StatusCode.INVALID_ARGUMENT),
     (TimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
     (NotImplementedError, grpc.StatusCode.UNIMPLEMENTED),
 )

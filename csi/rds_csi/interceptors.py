@@ -111,23 +111,23 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         inner = handler.unary_unary
         method = handler_call_details.method
 
-        async def behaviour(request: Message, context: Any) -> Any:
-            return await self._call(method, inner, request, context)
+        async def behaviour(data: bytes, context: Any) -> Any:
+            return await self._call(method, inner, lambda: handler.request_deserializer(data), context)
 
-        return grpc.unary_unary_rpc_method_handler(
-            behaviour, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
-        )
+        # Decoded inside the call: gRPC would answer UNKNOWN to what is no message, neither measured nor logged.
+        return grpc.unary_unary_rpc_method_handler(behaviour, response_serializer=handler.response_serializer)
 
-    async def _call(self, method: str, inner: Callable[[Message, Any], Any], request: Message, context: Any) -> Any:
+    async def _call(self, method: str, inner: Callable[[Message, Any], Any], decode: Callable[[], Message], context: Any) -> Any:
         call_id = secrets.token_hex(4)
         quiet = method.rpartition("/")[2] in QUIET
-        level = logging.DEBUG if quiet else logging.INFO
-        if _log.isEnabledFor(level):
-            _log.log(level, "request", extra={"method": method, "call": call_id, "request": loggable(request)})
         started = self._monotonic()
         code, level = grpc.StatusCode.UNKNOWN, logging.WARNING
         outcome: dict[str, Any] = {}
         try:
+            request = decode()
+            said = logging.DEBUG if quiet else logging.INFO
+            if _log.isEnabledFor(said):
+                _log.log(said, "request", extra={"method": method, "call": call_id, "request": loggable(request)})
             answer = inner(request, context)
             response = await answer if inspect.isawaitable(answer) else answer
             code = grpc.StatusCode.OK
