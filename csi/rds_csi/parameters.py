@@ -64,6 +64,8 @@ class VolumeParameters:
 
     rds_address: str | None = None
     nvme_address: str | None = None
+    """Where nodes connect; an ``rdsAddress`` that is an IP address stands in for it, as in the Go driver."""
+
     nvme_port: int | None = None
     ctrl_loss_tmo: int = CTRL_LOSS_TMO
     """Seconds; -1 means that the kernel never gives the controller up."""
@@ -91,10 +93,11 @@ def parse_parameters(parameters: Mapping[str, str], *, base_path: str) -> Volume
     fs_types = {parameters[key] for key in ("fsType", _EXTRA_FS_TYPE) if parameters.get(key)}
     if len(fs_types) > 1:
         raise InvalidArgument(f"StorageClass parameters fsType and {_EXTRA_FS_TYPE} differ; name one of them")
+    rds_address = _rds_address(parameters.get("rdsAddress", ""))
     return VolumeParameters(
         volume_path=_volume_path(parameters.get("volumePath", ""), base_path),
-        rds_address=_rds_address(parameters.get("rdsAddress", "")),
-        nvme_address=_ip_address("nvmeAddress", parameters.get("nvmeAddress", "")),
+        rds_address=rds_address,
+        nvme_address=_ip_address("nvmeAddress", parameters.get("nvmeAddress", "")) or _plain_ip(rds_address),
         nvme_port=_integer(parameters, "nvmePort", 1, 65_535),
         ctrl_loss_tmo=_or(_integer(parameters, "ctrlLossTmo", -1, MAX_KERNEL_SECONDS), CTRL_LOSS_TMO),
         reconnect_delay=_or(_integer(parameters, "reconnectDelay", 1, MAX_KERNEL_SECONDS), RECONNECT_DELAY),
@@ -142,6 +145,13 @@ def _rds_address(address: str) -> str | None:
     if not address or is_dns_name(address):
         return address or None
     return _ip_address("rdsAddress", address, "an IP address or a DNS name")
+
+
+def _plain_ip(address: str | None) -> str | None:
+    try:
+        return address and check_ip_address(address)
+    except ValueError:
+        return None
 
 
 def _ip_address(name: str, address: str, allowed: str = "an IPv4 or IPv6 address") -> str | None:

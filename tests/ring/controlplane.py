@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.ring.api import Api, ApiError, Object, Unreachable
+from tests.ring.audit import POLICY
 from tests.ring.binaries import CONTROL_PLANE, ensure
 from tests.ring.certificates import Authority, write_key
 from tests.ring.processes import LOOPBACK, Process, free_port
@@ -51,6 +52,7 @@ class ControlPlane:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.logs = folder / "logs"
+        self.audit_log = folder / "audit.log"
         self.binaries = ensure(CONTROL_PLANE)
         folder.mkdir(parents=True, exist_ok=True)
         self.authority = Authority(folder / "pki")
@@ -165,6 +167,8 @@ class ControlPlane:
         public.write_bytes(
             signing.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         )
+        policy = self.folder / "audit-policy.yaml"
+        policy.write_text(yaml.safe_dump(POLICY))
         argv: list[str | Path] = [
             self.binaries["kube-apiserver"],
             f"--etcd-servers=http://{LOOPBACK}:{etcd_port}",
@@ -183,6 +187,8 @@ class ControlPlane:
             f"--service-account-signing-key-file={private}",
             "--service-cluster-ip-range=10.0.0.0/24",
             "--endpoint-reconciler-type=none",
+            f"--audit-policy-file={policy}",
+            f"--audit-log-path={self.audit_log}",
             "--profiling=false",
         ]
         return Process("kube-apiserver", argv, self.logs / "kube-apiserver.log", ready=self._api_ready)

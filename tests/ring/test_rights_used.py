@@ -1,0 +1,100 @@
+"""Least rights: every rule that ``manifests/`` ships for shim and operator is used, so none can be left out.
+
+That none is missing is shown by every other test of the ring: all processes run under these rules.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from tests.ring.api import ApiError, Object
+from tests.ring.audit import Right, granted, used
+from tests.ring.cluster import RECORD, Cluster
+from tests.ring.controlplane import ControlPlane
+from tests.ring.driver import Operator
+from tests.ring.installation import CONTROLLER, OPERATOR, resources
+from tests.ring.rpc import Csi, Refused
+from tests.ring.waiting import eventually
+
+RARE = {
+    # Only after a lost compare-and-swap: the record is read again.
+    Right("rds.csi.srvlab.io", "volumeattachmentrecords", "get"),
+}
+
+
+def role(kind: str, name: str) -> Object:
+    """Return a role as it is shipped."""
+    return next(body for body in resources() if body["kind"] == kind and body["metadata"]["name"] == name)
+
+
+def live_through_everything(cluster: Cluster, csi: Csi) -> None:
+    """Create, migrate and delete a volume; import another, refuse a node, delete its record by hand."""
+    first, second, third = (cluster.make_node() for _ in range(3))
+    csi.delete(csi.create(f"pvc-{uuid.uuid4()}").volume_id)
+    handle = csi.create(f"pvc-{uuid.uuid4()}").volume_id
+    csi.publish(handle, first)
+    csi.publish(handle, second)
+    csi.unpublish(handle, first)
+    csi.unpublish(handle, second)
+    csi.delete(handle)
+    eventually("the record of the deleted volume is gone", lambda: cluster.record(handle) is None)
+
+    static = cluster.make_static_volume()
+    csi.publish(static.handle, first)
+    cluster.patch_record(static.handle, {"dualAttachPolicy": "AnyTwoNodes"})
+    csi.publish(static.handle, second)
+    cluster.wait_event(static.claim, "MigrationStarted")
+    with pytest.raises(Refused, match="FAILED_PRECONDITION"):
+        csi.publish(static.handle, third)
+    cluster.wait_event(static.claim, "AttachmentConflict")
+    repeat_refusal(cluster, static.handle)
+    eventually("the repeat is counted", lambda: cluster.wait_event(static.claim, "AttachmentConflict")["count"] > 1)
+    csi.unpublish(static.handle)
+    cluster.wait_phase(static.handle, "Detached")
+    cluster.api.delete(RECORD, static.handle)
+    eventually("a record deleted by hand goes", lambda: cluster.record(static.handle) is None)
+
+
+def repeat_refusal(cluster: Cluster, handle: str) -> None:
+    """Raise a refusal's count, as the shim does at most once a minute."""
+
+    def raised() -> bool:
+        record = cluster.record(handle)
+        assert record is not None
+        for refusal in record["status"]["refusals"]:
+            refusal["count"] += 1
+        try:
+            cluster.api.replace(record, "status")
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return False
+        return True
+
+    eventually("the refusal's count is raised", raised)
+
+
+def unused(plane: ControlPlane, account: str, *roles: Object) -> set[Right]:
+    """Return what the roles grant and the account has never used."""
+    return {right for role in roles for right in granted(role)} - used(plane.audit_log, account) - RARE
+
+
+def assert_all_used(plane: ControlPlane, account: str, *roles: Object) -> None:
+    """Wait until the audit log has seen the account use everything; a Lease is renewed every two seconds only."""
+
+    def nothing_left() -> bool:
+        left = unused(plane, account, *roles)
+        assert not left, f"{account} was never seen to use {sorted(left)}"
+        return True
+
+    eventually(f"{account} has used its rights", nothing_left, timeout=15)
+
+
+def test_shim_and_operator_use_every_right_that_they_are_given(
+    cluster: Cluster, csi: Csi, operator: Operator, installed: ControlPlane
+) -> None:
+    live_through_everything(cluster, csi)
+    assert_all_used(installed, CONTROLLER, role("ClusterRole", "rds-csi-controller"))
+    assert_all_used(installed, OPERATOR, role("ClusterRole", "rds-operator"), role("Role", "rds-operator-lease"))
