@@ -8,6 +8,7 @@ closing a session. A peer that falls silent sends no reset: every step has a tim
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import socket
 import threading
@@ -215,12 +216,15 @@ class _Link:
         """False once the connection is known to be gone; a silent peer is alive."""
         return bool(self._transport.is_active())
 
-    def open_session(self, wait: float) -> paramiko.Channel:
-        """Open a session, one at a time; ``wait`` bounds the time in the queue. Raises _NotSentError, _RefusedError."""
+    def open_session(self, wait: float, end: float = math.inf) -> paramiko.Channel:
+        """Open a session, one at a time; ``wait`` bounds the time in the queue, ``end`` (``time.monotonic``) all of it.
+
+        Raises _NotSentError, _RefusedError.
+        """
         if not self._opening.acquire(timeout=max(0.0, wait)):
             raise _NotSentError("time ran out in the queue for a session")
         try:
-            return self._transport.open_session(timeout=self._settings.session_timeout)
+            return self._transport.open_session(timeout=min(self._settings.session_timeout, max(1.0, end - time.monotonic())))
         except paramiko.ChannelException as error:
             raise _RefusedError(f"the box opens no session: {error.text}") from None
         except Exception as error:  # noqa: BLE001 paramiko and the socket below raise many kinds
@@ -233,7 +237,8 @@ class _Link:
         end = time.monotonic() + timeout
         while self.alive:
             try:
-                self.open_session(wait=end - time.monotonic()).close()
+                # Behind a command that waited for a session in vain, a whole session_timeout would end too late.
+                self.open_session(wait=end - time.monotonic(), end=end).close()
             except _RefusedError:
                 return True
             except _NotSentError:
