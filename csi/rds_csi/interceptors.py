@@ -122,12 +122,12 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         quiet = method.rpartition("/")[2] in QUIET
         started = self._monotonic()
         code, level = grpc.StatusCode.UNKNOWN, logging.WARNING
+        request: Message | None = None
         outcome: dict[str, Any] = {}
         try:
             request = decode()
-            said = logging.DEBUG if quiet else logging.INFO
-            if _log.isEnabledFor(said):
-                _log.log(said, "request", extra={"method": method, "call": call_id, "request": loggable(request)})
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("call begins", extra={"method": method, "call": call_id, "request": loggable(request)})
             answer = inner(request, context)
             response = await answer if inspect.isawaitable(answer) else answer
             code = grpc.StatusCode.OK
@@ -150,8 +150,9 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             elapsed = max(0.0, self._monotonic() - started)
             self._rpcs.labels(self._driver_name, method, code_name(code)).observe(elapsed)
             if _log.isEnabledFor(level):
-                extra = {"method": method, "call": call_id, "code": code_name(code), "seconds": round(elapsed, 6), **outcome}
-                _log.log(level, "response", extra=extra)
+                extra = {"method": method, "call": call_id, "code": code_name(code), "seconds": round(elapsed, 6)}
+                asked = {} if request is None else {"request": loggable(request)}
+                _log.log(level, "call", extra={**extra, **asked, **outcome})
 
     def _judge(self, error: BaseException, method: str, call_id: str, context: Any) -> tuple[Any, int, str]:
         """Return status code, log level and message of what a handler raised."""
