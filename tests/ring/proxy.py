@@ -68,7 +68,9 @@ class Rule:
         query: regular expression searched in the query, as ``watch=true``.
         times: how many requests it is for; ``None`` for all.
         applied: act after the API server has answered, instead of before it is asked.
-        hits: requests that met the rule so far.
+        body: regular expression searched in the request's body.
+        hits: requests that met the rule so far; if ``applied``, that took effect.
+        taken: those, and others that may yet.
     """
 
     proxy: Proxy
@@ -83,15 +85,18 @@ class Rule:
     retry_after: int | None = None
     cut: bool = False
     gate: asyncio.Event | None = None
+    body: str = ""
     hits: int = 0
+    taken: int = 0
     _met: threading.Condition = field(default_factory=threading.Condition)
 
-    def matches(self, method: str, path: str, query: str) -> bool:
+    def matches(self, method: str, path: str, query: str, body: bytes) -> bool:
         return bool(
-            (self.times is None or self.hits < self.times)
+            (self.times is None or self.taken < self.times)
             and re.fullmatch(self.method, method)
             and re.search(self.path, path)
             and re.search(self.query, query)
+            and (not self.body or re.search(self.body.encode(), body))
         )
 
     def met(self) -> None:
@@ -174,13 +179,20 @@ class Proxy:
         return self._add(Rule(self, method, path, query, times, applied, cut=True))
 
     def freeze(
-        self, method: str = ".*", path: str = "", *, applied: bool = False, times: int | None = None, query: str = ""
+        self,
+        method: str = ".*",
+        path: str = "",
+        *,
+        applied: bool = False,
+        times: int | None = None,
+        query: str = "",
+        body: str = "",
     ) -> Rule:
         """Accept matching requests (all by default) and never answer, until the rule is released or the client gives up.
 
         If ``applied``, they have taken effect; this is how a test holds a process exactly behind one of its writes.
         """
-        return self._add(Rule(self, method, path, query, times, applied, gate=asyncio.Event()))
+        return self._add(Rule(self, method, path, query, times, applied, gate=asyncio.Event(), body=body))
 
     def shift_date(self, seconds: float) -> None:
         """From now on, tell clients in ``Date`` that it is so much later (negative: earlier) than it is."""
@@ -274,11 +286,14 @@ class Proxy:
         # Transports close in the loop's next rounds.
         await asyncio.sleep(0.01)
 
-    def _match(self, request: web.BaseRequest) -> Rule | None:
+    def _match(self, exchange: _Exchange) -> Rule | None:
+        address = exchange.request.rel_url
         with self._lock:
             for rule in self._rules:
-                if rule.matches(request.method, request.rel_url.raw_path, request.rel_url.raw_query_string):
-                    rule.met()
+                if rule.matches(exchange.request.method, address.raw_path, address.raw_query_string, exchange.body):
+                    rule.taken += 1
+                    if not rule.applied:
+                        rule.met()
                     return rule
         return None
 
@@ -286,7 +301,7 @@ class Proxy:
         started = time.monotonic()
         exchange = _Exchange(request, await request.content.read())
         try:
-            return await self._exchange(exchange, self._match(request))
+            return await self._exchange(exchange, self._match(exchange))
         except (_Cut, aiohttp.ClientError, ConnectionError):
             _abort(request)
             return web.Response()
@@ -322,8 +337,12 @@ class Proxy:
             if re.search(r"(^|&)watch=(true|1)(&|$)", request.rel_url.raw_query_string) and upstream.status == 200:
                 return await self._stream(exchange, upstream, headers)
             body = await upstream.read()
-            if rule is not None and rule.applied and (answer := await self._act(exchange, rule)) is not None:
-                return answer
+            if rule is not None and rule.applied and upstream.status >= 300:
+                rule.taken -= 1
+            elif rule is not None and rule.applied:
+                rule.met()
+                if (answer := await self._act(exchange, rule)) is not None:
+                    return answer
             exchange.told = upstream.status
             return web.Response(status=upstream.status, headers=headers, body=body)
 
