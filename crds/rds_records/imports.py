@@ -62,12 +62,13 @@ def holders(
         )
         for attachment in attachments
         if _is_about(attachment, handle, names, driver)
+        and attachment["spec"]["nodeName"] != caller
         and (attachment.get("status", {}).get("attached") or _begun(attachment, driver))
     ]
     found.sort(key=lambda holder: (holder.since, holder.node))
     sure = [holder for holder in found if holder.attached]
     pending = [holder for holder in found if not holder.attached][:1]
-    return sorted((holder for holder in (*sure, *pending) if holder.node != caller), key=lambda holder: (holder.since, holder.node))
+    return sorted((*sure, *pending), key=lambda holder: (holder.since, holder.node))
 
 
 def _is_about(attachment: Object, handle: str, names: set[str], driver: str) -> bool:
