@@ -9,7 +9,7 @@ from rds_csi.attachments import rejection
 from rds_csi.errors import Aborted, AlreadyExists, FailedPrecondition
 from rds_csi.routeros.box import Box
 from rds_csi.routeros.commands import DiskSpec, FilePath, Nqn, Slot
-from rds_csi.routeros.errors import PoolFull
+from rds_csi.routeros.errors import BoxError, DiskInTheWay, PoolFull, ReadBackMismatch
 from rds_records import imports, transitions
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, WriteConflict
 from rds_records.names import FINALIZER, SlotNames, file_path_for, nqn_for, slot_for
@@ -56,7 +56,8 @@ class Volumes:
         before anything is sent to it, and a disk that is there and equal is taken as made.
 
         Raises AlreadyExists where a volume of that name differs from the request, Aborted where it is being deleted, PoolFull where
-        the box has no room (then the record goes again), and what the box and the API server raise.
+        the box has no room and ReadBackMismatch where it made something else (then the record goes again, and the disk), and what
+        the box and the API server raise.
         """
         record = await self.store.read(wanted.handle)
         if record is None:
@@ -80,6 +81,9 @@ class Volumes:
             await self.box.create_disk(disk, deadline=deadline)
         except PoolFull:
             await self._forget(record)
+            raise
+        except ReadBackMismatch:
+            await self._take_back(record, disk, deadline)
             raise
         decision = await self.store.change(record, lambda newest: transitions.initialize(newest, now=self.api.clock.now()))
         if isinstance(decision, Refused):
@@ -115,6 +119,32 @@ class Volumes:
             # It stays, empty: the next CreateVolume or DeleteVolume of this name goes on from it.
             _log.info("write-ahead record kept", extra={"volume": record.handle, "error": str(error)})
 
+    async def _take_back(self, record: Record, disk: DiskSpec, deadline: float) -> None:
+        """Remove a new disk that is not as it should be, and its record: the next try, maybe with other slot names, begins anew.
+
+        Nobody was ever told of this volume, so there is no data in it.
+        """
+        if record.initialized:
+            return
+        try:
+            await self._remove_from_box(disk.slot, disk.path, deadline)
+        except BoxError as error:
+            # The record stays and names the place: the next CreateVolume says the same, and DeleteVolume removes it.
+            _log.warning("disk not taken back", extra={"volume": record.handle, "error": str(error)})
+            return
+        await self._forget(record)
+
+    async def _remove_from_box(self, slot: Slot, path: FilePath, deadline: float) -> None:
+        await self.box.delete_disk(slot, path=path, deadline=deadline)
+        try:
+            await self.box.delete_file(path, deadline=deadline)
+        except DiskInTheWay as other:
+            if not slot.startswith(other.slot):
+                raise
+            # A box that keeps only the first characters of a slot has put the disk of this very file there.
+            await self.box.delete_disk(Slot(other.slot), path=path, deadline=deadline)
+            await self.box.delete_file(path, deadline=deadline)
+
     async def delete(self, handle: str, record: Record | None, *, deadline: float) -> None:
         """Remove disk, backing file and record, in that order, each step verified; a volume that is not there is deleted.
 
@@ -132,9 +162,7 @@ class Volumes:
         record = decision.record
         target = record.spec.target
         if target is not None and not record.status.removed_from_box:
-            slot, path = Slot(target.slot), FilePath(target.file_path)
-            await self.box.delete_disk(slot, path=path, deadline=deadline)
-            await self.box.delete_file(path, deadline=deadline)
+            await self._remove_from_box(Slot(target.slot), FilePath(target.file_path), deadline)
         await self._retire(record)
 
     async def _retire(self, record: Record) -> None:
@@ -165,8 +193,7 @@ class Volumes:
         disk = await self.box.disk(slot, deadline=deadline)
         if disk is not None and FilePath(disk.path).is_below(FilePath(self.base_path)):
             path = FilePath(disk.path)
-        await self.box.delete_disk(slot, path=path, deadline=deadline)
-        await self.box.delete_file(path, deadline=deadline)
+        await self._remove_from_box(slot, path, deadline)
 
 
 def _refuse_different(record: Record, wanted: NewVolume) -> None:
