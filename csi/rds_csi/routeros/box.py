@@ -217,7 +217,11 @@ class Box:
         if disk.exported or differences.keys() & {"file-path", "size"}:
             raise DiskInTheWay(spec.slot, differences)
         await self._change(commands.export_disk(spec), deadline)
-        return _checked(await self._read_back(spec, deadline), spec)
+        exported = await self._read_back(spec, deadline)
+        if differences := exported.differences(spec):
+            # Not a mismatch of something that was just made: this disk was there before and may hold data.
+            raise DiskInTheWay(spec.slot, differences)
+        return exported
 
     async def _clear_the_way(self, spec: DiskSpec, leftover: Leftover, deadline: float) -> None:
         """No file may lie at the path: what the box does with one that does is not known, and it may hold data."""
