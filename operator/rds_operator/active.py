@@ -10,9 +10,8 @@ from typing import Any, Final, NoReturn
 
 from rds_operator.memory import Change, RecordMemory
 from rds_operator.reporting import Reporter
-from rds_operator.timeouts import CHECK_SECONDS, Deadlines, WindowAges, runs, time_left
+from rds_operator.timeouts import CHECK_SECONDS, Deadlines, WindowAges, time_left
 from rds_records.kubernetes_api import ApiError, ObjectNotFound
-from rds_records.record import Record
 from rds_records.store import COLLECTION, Api, Contended
 
 logger = logging.getLogger(__name__)
@@ -21,6 +20,9 @@ RESYNC_SECONDS: Final = 300.0
 """How often the memory is compared with a list: a watch that was broken off can have missed a deletion."""
 
 LIST_RETRY_SECONDS: Final = 2.0
+
+PARALLEL_DEADLINES: Final = 128
+"""Deadlines that are written at once, where many pass together."""
 
 
 class ActiveOperator:
@@ -41,6 +43,7 @@ class ActiveOperator:
         self._deadlines = deadlines
         self._reporter = reporter
         self._sleep = sleep
+        self._writes = asyncio.Semaphore(PARALLEL_DEADLINES)
 
     def record_changed(self, body: Mapping[str, Any], *, deleted: bool) -> None:
         """Take in one watch event."""
@@ -54,20 +57,38 @@ class ActiveOperator:
             self._ages.forget(change.before.metadata.uid or "")
         self._reporter.see(change)
 
-    async def check_deadline(self, uid: str) -> None:
-        """Look whether the record's open window is past its deadline; in the last second before it, wait for it.
+    async def keep_deadlines(self) -> NoReturn:
+        """Look at every running window each second, for ever; each that has something to write gets a task of its own.
 
-        Trouble with the API server is logged: the next check is a second away.
+        Not a kopf timer: those put a finalizer on every migrating record, which an operator that is gone leaves behind, write twice
+        for it, and stop on a record that an administrator has deleted, which works on until nobody is attached.
+        """
+        checks: dict[str, asyncio.Task[None]] = {}
+        while True:
+            for uid in self.due() - checks.keys():
+                checks[uid] = asyncio.create_task(self.check_deadline(uid), name="deadline")
+            await self._sleep(CHECK_SECONDS)
+            checks = {uid: task for uid, task in checks.items() if not task.done()}
+
+    def due(self) -> set[str]:
+        """Return the records whose deadline passes before the next look, or is not up to date."""
+        return {record.metadata.uid or "" for record in self._memory.records() if self._deadlines.due(record)}
+
+    async def check_deadline(self, uid: str) -> None:
+        """Enforce the deadline of one record's window, in the last second before it by waiting for it.
+
+        Trouble with the API server is logged: the next look is a second away.
         """
         record = self._memory.get(uid)
-        if record is None or not runs(record):
+        if record is None:
             return
         left = time_left(record, self._ages.age(record))
         if left is not None and 0 < left.total_seconds() < CHECK_SECONDS:
             await self._sleep(left.total_seconds())
             record = self._memory.get(uid) or record
         try:
-            await self._deadlines.check(record)
+            async with self._writes:
+                await self._deadlines.check(record)
         except ObjectNotFound:
             return
         except (ApiError, Contended) as error:
@@ -104,21 +125,3 @@ class ActiveOperator:
                 await self.resync()
             except ApiError as error:
                 logger.warning("records cannot be listed: %s", error)
-
-    async def keep_deadlines_of_terminating(self) -> NoReturn:
-        """Check the deadlines that no kopf timer checks: kopf stops its timers on an object that is being deleted.
-
-        A record that an administrator deleted goes on working until nobody is attached, deadlines included.
-        """
-        running: dict[str, asyncio.Task[None]] = {}
-        while True:
-            await self._sleep(CHECK_SECONDS)
-            for record in self._memory.records():
-                uid = record.metadata.uid or ""
-                if _needs_own_check(record) and uid not in running:
-                    running[uid] = asyncio.create_task(self.check_deadline(uid))
-            running = {uid: task for uid, task in running.items() if not task.done()}
-
-
-def _needs_own_check(record: Record) -> bool:
-    return record.terminating and runs(record)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+
+import uvloop
 
 from rds_operator import handlers
 from rds_operator.lease import Timing
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs.configure(given.log_format, given.log_level)
     handlers.quiet()
     try:
-        asyncio.run(live(chosen))
+        uvloop.run(live(chosen))
     except Exception:
         logger.exception("the operator ends: it broke")
         sys.exit(1)

@@ -1,24 +1,18 @@
-"""The kopf handlers, which only declare, and the settings under which kopf leaves no trace but its timers' finalizer.
+"""The kopf handlers, which only declare, and the settings under which kopf leaves no trace on any object.
 
-``on.event`` adds nothing to objects. A timer puts kopf's finalizer on what its ``when=`` matches and takes it off again; only
-records with a running window match. Handlers return None: kopf writes what they return into ``status``.
+``on.event`` adds nothing to objects. Handlers return None: kopf writes what they return into ``status``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any, Final
 
 import kopf
 from kubernetes.aio.client import Configuration
 
 from rds_operator.active import ActiveOperator
-from rds_operator.timeouts import CHECK_SECONDS
 from rds_records.names import API_GROUP, API_VERSION, PLURAL
-
-TIMER_FINALIZER: Final = f"{API_GROUP}/deadline"
-"""kopf's finalizer: on a record exactly while its window runs. An operator that is gone for good leaves it behind."""
 
 NETWORK_TIMEOUT_SECONDS: Final = 30.0
 
@@ -28,18 +22,11 @@ def settings() -> kopf.OperatorSettings:
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.scanning.disabled = True
-    chosen.persistence.finalizer = TIMER_FINALIZER
     chosen.networking.request_timeout = NETWORK_TIMEOUT_SECONDS
     # A watch that ends now and then is started anew by kopf; one that falls silent is given up after 70 s (kopf's default).
     chosen.watching.server_timeout = 300  # seconds, a whole number for the API server
     chosen.watching.connect_timeout = NETWORK_TIMEOUT_SECONDS
     return chosen
-
-
-def window_runs(status: Mapping[str, Any], **_: Any) -> bool:
-    """Tell whether the record has an open window without a result (on the raw object, before anybody has parsed it)."""
-    window = status.get("migration") or {}
-    return bool(window) and not window.get("result")
 
 
 def registry(active: ActiveOperator, configuration: Configuration) -> kopf.OperatorRegistry:
@@ -53,10 +40,6 @@ def registry(active: ActiveOperator, configuration: Configuration) -> kopf.Opera
     @kopf.on.event(API_GROUP, API_VERSION, PLURAL, registry=handlers)
     async def record(event: Any, **_: Any) -> None:
         active.record_changed(event["object"], deleted=event["type"] == "DELETED")
-
-    @kopf.timer(API_GROUP, API_VERSION, PLURAL, interval=CHECK_SECONDS, when=window_runs, registry=handlers)
-    async def deadline(uid: str, **_: Any) -> None:
-        await active.check_deadline(uid)
 
     return handlers
 
@@ -75,6 +58,6 @@ async def connection(configuration: Configuration) -> kopf.ConnectionInfo:
 
 
 def quiet() -> None:
-    """Keep kopf's running commentary out of the log: it says for every timer and every second that it succeeded."""
+    """Keep kopf's running commentary out of the log: it says of every event that it was handled."""
     for name in ("kopf", "kopf.objects", "kopf.activities"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -106,12 +106,12 @@ class Operator:
         return ready, detail
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Wait for the lease, be active until told to stop; raises LeaseLost, or whatever ended kopf."""
+        """Wait for the lease, be active until told to stop; raises whatever ended kopf. A lost lease ends the process at once."""
         stopping = asyncio.create_task(stop.wait(), name="stop")
         await _first(stopping, asyncio.create_task(self.leadership.acquire(), name="acquire the lease"))
         if stop.is_set():
             return
-        keeping = asyncio.create_task(self.leadership.keep(), name="keep the lease")
+        keeping = asyncio.create_task(self._keep_lease(), name="keep the lease")
         try:
             await _first(stopping, keeping, asyncio.create_task(self.active.load(), name="list records"))
             if not stop.is_set():
@@ -120,13 +120,22 @@ class Operator:
             keeping.cancel()
             await self.leadership.release()
 
+    async def _keep_lease(self) -> None:
+        try:
+            await self.leadership.keep()
+        except LeaseLost as lost:
+            # Nothing is tidied up: another replica may be active already, and every write is safe to be cut off anywhere.
+            logger.critical("%s; this process ends now", lost)
+            logging.shutdown()
+            os._exit(1)
+
     async def _serve(self, stop: asyncio.Event, *watchers: asyncio.Task[Any]) -> None:
         started = asyncio.Event()
         # When kopf ends it ends every task that began after it, so these begin before.
         ours = (
             *watchers,
             asyncio.create_task(self.active.keep_in_step(), name="resync"),
-            asyncio.create_task(self.active.keep_deadlines_of_terminating(), name="deadlines of terminating records"),
+            asyncio.create_task(self.active.keep_deadlines(), name="deadlines"),
         )
         framework = asyncio.create_task(self._kopf(started), name="kopf")
         try:
@@ -166,15 +175,9 @@ def _on_signals(act: Callable[[], None]) -> None:
 
 
 async def live(settings: Settings) -> None:
-    """Live one life: return after SIGTERM or SIGINT, or raise what ended it. A lost lease ends the process at once."""
+    """Live one life: return after SIGTERM or SIGINT, or raise what ended it."""
     stop = asyncio.Event()
     _on_signals(stop.set)
     operator = Operator(settings, await load_configuration(settings.kubeconfig))
     async with operator.api, serve(settings.metrics_address, operator.metrics.registry, operator.readiness):
-        try:
-            await operator.run(stop)
-        except LeaseLost as lost:
-            # Nothing is tidied up: another replica may be active already, and every write is safe to be cut off anywhere.
-            logger.critical("%s; this process ends now", lost)
-            logging.shutdown()
-            os._exit(1)
+        await operator.run(stop)

@@ -134,7 +134,7 @@ class Reporter:
         clock: ServerClock,
         *,
         life: str,
-        parallel: int = 64,
+        parallel: int = 24,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._store = store
@@ -144,7 +144,7 @@ class Reporter:
         self._clock = clock
         self._life = life
         self._slots = asyncio.Semaphore(parallel)
-        self._note_slots = asyncio.Semaphore(max(1, parallel // 8))
+        self._note_slots = asyncio.Semaphore(max(1, parallel // 4))
         self._sleep = sleep
         self._volumes: dict[str, _Volume] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -246,6 +246,7 @@ class Reporter:
             for entry in record.status.outbox:
                 if entry.id in told and entry.reported_by == self._life and entry.id not in volume.counted:
                     self._metrics.count(entry)
+                    logger.info("%s", entry.message or entry.kind, extra={"volume": record.handle, "transition": entry.kind.value})
                     _remember(volume.counted, entry.id)
             record = await self._write(volume, record, lambda fresh: drop_entries(fresh, told))
         if trouble:

@@ -101,6 +101,14 @@ class Deadlines:
     ages: WindowAges
     clock: ServerClock
 
+    def due(self, record: Record) -> bool:
+        """Tell whether a check has something to write, now or before the next look: a deadline, or an edited timeout."""
+        window = record.status.migration
+        if window is None or window.result:
+            return False
+        left = time_left(record, self.ages.age(record))
+        return window.timeout_seconds != timeout_of(record) or (left is not None and left.total_seconds() < CHECK_SECONDS)
+
     async def check(self, record: Record) -> Record:
         """Bring the deadline of the record's window up to date, TimedOut if it has passed; return the newest record known.
 

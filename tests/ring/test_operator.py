@@ -18,7 +18,6 @@ from tests.ring.records import attach_to, delete_record, detach_from, make_recor
 from tests.ring.waiting import eventually
 
 RESULTS = ("success", "failed", "timeout")
-TIMER_FINALIZER = "rds.csi.srvlab.io/deadline"
 
 
 def results(operator: Operator) -> Counter[str]:
@@ -237,14 +236,12 @@ def test_a_record_deleted_by_an_administrator_works_on_until_nobody_is_attached(
     eventually("the record is gone", lambda: cluster.record(volume.handle) is None)
 
 
-def test_the_operator_leaves_nothing_on_a_record_but_a_finalizer_while_a_window_runs(operator: Operator, cluster: Cluster) -> None:
+def test_the_operator_leaves_nothing_of_its_own_on_a_record(operator: Operator, cluster: Cluster) -> None:
     volume = cluster.make_static_volume()
     migrate(cluster, volume)
-    eventually("the timer runs", lambda: TIMER_FINALIZER in read(cluster, volume.handle).metadata.finalizers)
-    detach_from(cluster, volume.handle, "node-a")
-    eventually("the timer's finalizer is off", lambda: read(cluster, volume.handle).metadata.finalizers == (FINALIZER,))
     wait_reported(cluster, volume)
     body = read(cluster, volume.handle)
+    assert body.metadata.finalizers == (FINALIZER,)
     assert dict(body.metadata.annotations) == {}
     assert not set(body.to_json()["status"]) & {"kopf", "record", "deadline"}
 

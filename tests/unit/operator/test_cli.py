@@ -49,24 +49,10 @@ def test_no_two_lives_have_the_same_identity() -> None:
     assert len(default_identity()) <= 63
 
 
-@pytest.mark.parametrize(
-    ("status", "runs"),
-    [
-        ({}, False),
-        ({"migration": None}, False),
-        ({"migration": {"id": "x"}}, True),
-        ({"migration": {"id": "x", "result": "TimedOut"}}, False),
-    ],
-)
-def test_timers_run_only_while_a_window_has_no_result(status: dict[str, object], runs: bool) -> None:
-    assert handlers.window_runs(status=status) is runs
-
-
 def test_kopf_posts_nothing_and_looks_at_nothing_else() -> None:
     chosen = handlers.settings()
     assert not chosen.posting.enabled
     assert chosen.scanning.disabled
-    assert chosen.persistence.finalizer == "rds.csi.srvlab.io/deadline"
     assert isinstance(chosen.watching.server_timeout, int), "the API server takes whole seconds only"
 
 

@@ -154,12 +154,12 @@ def operator(world: World, server: ApiServer) -> tuple[ActiveOperator, RecordMem
 
 
 async def until_result(world: World, active: ActiveOperator, server: ApiServer, *, limit: float) -> Record:
-    """Tick as kopf's timer does until the window has its result."""
+    """Look each second until the window has its result."""
     while True:
         body = read_record(server)
         active.record_changed(server.get(f"/apis/rds.csi.srvlab.io/v1alpha1/volumeattachmentrecords/{HANDLE}"), deleted=False)
-        assert body.metadata.uid
-        await active.check_deadline(body.metadata.uid)
+        for uid in active.due():
+            await active.check_deadline(uid)
         body = read_record(server)
         if not runs(body):
             return body
@@ -193,6 +193,8 @@ async def test_a_window_is_timed_out_once_and_both_nodes_stay() -> None:
     body = await until_result(world, active, server, limit=world.true + 5)
     for _ in range(5):
         await active.check_deadline(body.metadata.uid or "")
+    active.record_changed(body.to_json(), deleted=False)
+    assert active.due() == set()
     after = read_record(server)
     assert after.metadata.resource_version == body.metadata.resource_version
     assert [entry.kind for entry in after.status.outbox] == ["Started", "TimedOut"]
@@ -240,3 +242,15 @@ async def test_a_volume_without_timeout_has_no_deadline() -> None:
     kubevirt = body.replace(spec=body.spec.replace(dual_attach_policy="KubeVirt"))
     assert time_left(kubevirt, timedelta(days=1)) is None
     assert time_left(record(), timedelta()) is None
+
+
+async def test_a_window_far_from_its_deadline_costs_no_request() -> None:
+    world = World()
+    server = ApiServer()
+    stored = store_record(server, opened(world.true - 28.9, migration_timeout_seconds=30))
+    world.ask_server()
+    active, _ = operator(world, server)
+    active.record_changed(stored.to_json(), deleted=False)
+    assert active.due() == set()
+    await world.sleep(1.5)
+    assert active.due() == {stored.metadata.uid}
