@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from kubernetes.utils.quantity import parse_quantity
 
-from rds_records.names import DRIVER_NAME, attacher_finalizer, file_path_for, nqn_for, slot_for
+from rds_records.names import DRIVER_NAME, SlotNames, attacher_finalizer, file_path_for, nqn_for, slot_for
 from rds_records.record import AccessMode, Attachment, Condition, DualAttachPolicy, Record, Spec, Target, VolumeMode
 from rds_records.transitions import allowed_nodes, open_imported_window, settle
 
@@ -115,10 +115,11 @@ def target_from_context(handle: str, context: Mapping[str, str], *, base_path: s
 
     The address in it is left out on purpose: the Go driver froze today's address into every volume, so it was nobody's choice.
     """
-    slot = slot_for(handle)
-    return Target(
-        nqn=context.get("nqn") or nqn_for(handle), slot=slot, file_path=context.get("volumePath") or file_path_for(base_path, slot)
-    )
+    path = context.get("volumePath") or file_path_for(base_path, slot_for(handle))
+    # The backing file is named after the slot, so its name tells a volume with a short slot; the Go driver knows none.
+    short = slot_for(handle, SlotNames.SHORT)
+    slot = short if path.endswith(f"/{short}.img") else slot_for(handle)
+    return Target(nqn=context.get("nqn") or nqn_for(handle), slot=slot, file_path=path)
 
 
 def _policy(context: Mapping[str, str]) -> DualAttachPolicy:

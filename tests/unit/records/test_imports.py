@@ -17,7 +17,7 @@ from rds_records.imports import (
     target_from_context,
     volumes_of,
 )
-from rds_records.names import DRIVER_NAME, attacher_finalizer, file_path_for, nqn_for
+from rds_records.names import DRIVER_NAME, SlotNames, attacher_finalizer, file_path_for, nqn_for, slot_for
 from rds_records.record import MAX_ATTACHMENTS, AccessMode, Announcement, DualAttachPolicy, Origin, Record, VolumeMode
 from rds_records.transitions import begin_deletion
 from tests.unit.records.crd import objections
@@ -237,6 +237,12 @@ def test_a_volume_of_the_go_driver_gets_its_spec_from_its_volume() -> None:
 def test_what_the_context_leaves_out_follows_from_the_handle() -> None:
     target = target_from_context(HANDLE, {})
     assert (target.nqn, target.file_path) == (nqn_for(HANDLE), file_path_for("/storage-pool/metal-csi", HANDLE))
+
+
+def test_a_short_slot_is_told_by_the_name_of_the_file() -> None:
+    short = slot_for(HANDLE, SlotNames.SHORT)
+    assert target_from_context(HANDLE, {"volumePath": f"/pool/{short}.img"}).slot == short
+    assert target_from_context(HANDLE, {"volumePath": "/pool/another-name.img"}).slot == HANDLE
 
 
 @pytest.mark.parametrize(

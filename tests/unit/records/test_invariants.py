@@ -461,4 +461,4 @@ def test_the_invariants_hold_whatever_happens() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_invariants_hold_whatever_happens_for_long() -> None:
-    run_state_machine_as_test(Volume, settings=settings(USUAL, max_examples=3000, stateful_step_count=80))
+    run_state_machine_as_test(Volume, settings=settings(USUAL, max_examples=2000, stateful_step_count=60))
