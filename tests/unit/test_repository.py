@@ -1,0 +1,237 @@
+"""What holds for the repository as a whole: nothing secret or private in it, and documentation that is true."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import fnmatch
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from prometheus_client import CollectorRegistry
+
+import rds_csi.cli
+import rds_operator.cli
+from rds_csi.metrics import BoxLink, ShimMetrics
+from rds_csi.parameters import ALLOWED, IGNORED, parse_parameters, publish_context, volume_context
+from rds_operator.memory import RecordMemory
+from rds_operator.metrics import OperatorMetrics
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+LISTED = {
+    "R1", "R2", "R3", "R4", "R8", "R10", "R12", "R13", "R14", "R15", "R16", "R17", "R18", "R19", "R20", "R21", "R23", "R26", "R27",
+    "R28", "R29", "R30", "R31a", "R32", "R37", "R41", "R42", "R43", "R44", "R45",
+}  # fmt: skip
+"""What the tests that run against a real control plane must prove."""
+
+PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\\A-Za-z0-9+/=]{60,}")
+PUBLIC_KEY = re.compile(r"(?:ssh-rsa|ssh-ed25519|ecdsa-sha2-nistp\d+) AAAA[A-Za-z0-9+/]{40,}")
+TOKEN = re.compile(r"eyJ[\w-]{20,}\.eyJ[\w-]{20,}\.|\bgh[pousr]_\w{30,}|\bAKIA[0-9A-Z]{16}\b")
+PRIVATE_PLACE = re.compile(r"(?<![\w.])/(?:work|root|home/\w+|Users/\w+|tmp)/")
+REGISTRY = re.compile(
+    r"(?i)pypi\.org|pythonhosted\.org|registry\.npmjs|(?:proxy|sum)\.golang\.org|(?<!emit-)index-url|GOPROXY=http"
+)
+UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b")
+
+
+def is_ignored(path: Path) -> bool:
+    """Tell whether .gitignore names a part of the path."""
+    names = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()] + [".git"]
+    return any(fnmatch.fnmatch(part, name) for part in path.relative_to(ROOT).parts for name in names)
+
+
+@functools.cache
+def texts() -> dict[str, str]:
+    """Return every file of the repository but this one, which names what must not be there."""
+    found = [path for path in ROOT.rglob("*") if path.is_file() and not is_ignored(path) and path != Path(__file__)]
+    assert len(found) > 100, "the repository is not where this test looks for it"
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in found}
+
+
+def lines_with(pattern: re.Pattern[str]) -> list[str]:
+    return [f"{name}: {match[0][:80]}" for name, text in texts().items() for match in pattern.finditer(text)]
+
+
+@pytest.mark.requirement("R59")
+@pytest.mark.parametrize("pattern", [PRIVATE_KEY, PUBLIC_KEY, TOKEN], ids=["private", "public", "token"])
+def test_no_key_material_is_in_the_repository(pattern: re.Pattern[str]) -> None:
+    assert lines_with(pattern) == []
+
+
+@pytest.mark.parametrize("indent", ["", "    "])
+@pytest.mark.parametrize("form", ["PKCS8", "OpenSSH", "TraditionalOpenSSL"])
+def test_a_key_in_a_manifest_would_be_found(form: str, indent: str) -> None:
+    key = rsa.generate_private_key(65537, 2048) if form == "TraditionalOpenSSL" else ed25519.Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, getattr(serialization.PrivateFormat, form), serialization.NoEncryption()
+    ).decode()
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    assert PRIVATE_KEY.search("".join(indent + line for line in private.splitlines(keepends=True)))
+    assert PRIVATE_KEY.search(private.replace("\n", "\\n"))
+    assert PUBLIC_KEY.search(f"hostKey: {public}")
+
+
+@pytest.mark.parametrize("pattern", [PRIVATE_PLACE, REGISTRY, UNFINISHED], ids=["machine paths", "registries", "unfinished"])
+def test_nothing_of_the_machine_that_it_was_written_on_is_in_the_repository(pattern: re.Pattern[str]) -> None:
+    assert lines_with(pattern) == []
+
+
+# Requirements
+
+
+def marked(tree: ast.Module) -> Iterator[str]:
+    """Yield the requirements that a file's tests carry, but for those that ``./justw test`` leaves out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            marks = [ast.unparse(decorator) for decorator in node.decorator_list]
+            if "pytest.mark.long" not in marks:
+                yield from requirements_in(marks)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
+            yield from requirements_in([ast.unparse(node.value)])
+
+
+def requirements_in(marks: list[str]) -> Iterator[str]:
+    for mark in marks:
+        for call in re.findall(r"pytest\.mark\.requirement\(([^)]*)\)", mark):
+            yield from ast.literal_eval(f"({call},)")
+
+
+def test_every_listed_requirement_is_proven_in_the_ring() -> None:
+    proven = {name for path in (ROOT / "tests" / "ring").glob("test_*.py") for name in marked(ast.parse(path.read_text()))}
+    assert sorted(LISTED - proven) == []
+
+
+def test_no_test_claims_a_requirement_that_cannot_be() -> None:
+    claimed = {name for path in (ROOT / "tests").rglob("test_*.py") for name in marked(ast.parse(path.read_text()))}
+    assert [name for name in claimed if not re.fullmatch(r"R(?:[1-9]|[1-5]\d|60)[a-z]?", name)] == []
+
+
+# Documents
+
+
+def tables(document: str) -> dict[str, list[list[str]]]:
+    """Return the rows of a document's tables, without their heads, by the heading above them."""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in (ROOT / "docs" / document).read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("|"):
+            found.setdefault(heading, []).append([cell.strip() for cell in line.strip("|").split("|")])
+    return {heading: rows[2:] for heading, rows in found.items()}
+
+
+def code(cell: str) -> list[str]:
+    """Return what a cell has in backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> dict[str, tuple[list[str], str]]:
+    """Return environment variables and default of each flag, from ``--help``."""
+    found = {}
+    for action in parser._actions:
+        if action.help == argparse.SUPPRESS or action.dest in {"help", "version"}:
+            continue
+        (flag,) = action.option_strings
+        variables = re.search(r"env: ([A-Z_, ]+)\]", action.help or "")
+        assert variables, f"{flag} has no environment variable"
+        found[flag] = (variables[1].split(", "), str(action.default))
+    return found
+
+
+def parsers() -> Mapping[str, argparse.ArgumentParser]:
+    commands = next(action for action in rds_csi.cli.parser({})._actions if isinstance(action, argparse._SubParsersAction))
+    return {
+        "rds-csi controller": commands.choices["controller"],
+        "rds-csi node": commands.choices["node"],
+        "rds-operator": rds_operator.cli.parser({}),
+    }
+
+
+@pytest.mark.parametrize("command", ["rds-csi controller", "rds-csi node", "rds-operator"])
+def test_configuration_lists_every_flag_with_its_variables_and_default(command: str) -> None:
+    documented = {}
+    for flag, variables, default, meaning in tables("configuration.md")[command]:
+        documented[code(flag)[0]] = (code(variables), "".join(code(default)))
+        assert meaning
+    assert documented == flags_of(parsers()[command])
+
+
+def test_configuration_lists_every_parameter() -> None:
+    listed = [name for row in tables("configuration.md")["StorageClass parameters"] for name in code(row[0])]
+    assert sorted(listed) == sorted({*ALLOWED, *IGNORED})
+
+
+def test_configuration_lists_every_context_key() -> None:
+    listed = tables("configuration.md")
+    everything = {"migrationTimeoutSeconds": "600", "dualAttachPolicy": "AnyTwoNodes"}
+    parameters = parse_parameters(everything, base_path="/pool/volumes")
+    context = volume_context(
+        parameters, nqn="nqn", file_path="/pool/volumes/a.img", rds_address="10.0.0.1", nvme_address="10.0.0.2", nvme_port=4420
+    )
+    assert {name for row in listed["Volume context"] for name in code(row[0])} == set(context)
+    published = publish_context(nvme_address="10.0.0.2", nvme_port=4420, nqn="nqn")
+    assert {name for row in listed["Publish context"] for name in code(row[0])} == set(published)
+
+
+def families(registry: CollectorRegistry) -> dict[str, tuple[str, set[str]]]:
+    """Return type and labels of every metric by the name that a query uses."""
+    found = {}
+    collectors: list[Any] = list(registry._collector_to_names)
+    for collector in collectors:
+        for family in collector.describe():
+            labels = getattr(collector, "_labelnames", ()) or getattr(family, "_labelnames", ())
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            found[name] = (family.type, set(labels))
+    return found
+
+
+def shim_registry() -> CollectorRegistry:
+    metrics = ShimMetrics()
+    BoxLink(metrics, "10.0.0.1")
+    return metrics.registry
+
+
+@pytest.mark.parametrize("process", ["Operator", "Shim"])
+def test_metrics_lists_every_metric_with_its_type_and_labels(process: str) -> None:
+    documented = {}
+    for names, kind, labels, meaning in tables("metrics.md")[process]:
+        for name in code(names):
+            documented[name] = (kind, set(code(labels.split(":")[0])))
+        assert meaning
+    registry = OperatorMetrics(RecordMemory()).registry if process == "Operator" else shim_registry()
+    assert documented == families(registry)
+
+
+def test_every_metric_that_a_document_names_exists() -> None:
+    known = set(families(shim_registry())) | set(families(OperatorMetrics(RecordMemory()).registry))
+    series = known | {f"{name}_{suffix}" for name in known for suffix in ("bucket", "sum", "count")}
+    named = {(path.name, name) for path in DOCUMENTS for name in re.findall(r"\b(?:rds_)?csi_[a-z0-9_]+", path.read_text())}
+    assert {(path, name) for path, name in named if name not in series and name != "rds_csi"} == set()
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    dead = [
+        f"{path.name}: {target}"
+        for path in DOCUMENTS
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text())
+        if not (path.parent / target).exists()
+    ]
+    assert dead == []
+
+
+def test_every_yaml_in_a_document_is_one_or_more_objects() -> None:
+    blocks = [(path.name, block) for path in DOCUMENTS for block in re.findall(r"```yaml\n(.*?)```", path.read_text(), re.DOTALL)]
+    assert blocks
+    for name, block in blocks:
+        for body in yaml.safe_load_all(block):
+            assert {"apiVersion", "kind", "metadata"} <= set(body), f"{name}: {body}"
