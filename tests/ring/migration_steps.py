@@ -174,6 +174,11 @@ class Hands:
                 self.retry(volume, lambda: self.cluster.patch_record(volume.handle, {"migrationTimeoutSeconds": LEAST_TIMEOUT}))
                 self.wait(volume, "TimedOut", lambda status: status.get("migration", {}).get("result") == "TimedOut")
 
+    def delete(self, volume: Volume) -> None:
+        """Delete the volume, and its PersistentVolume, as csi-provisioner does."""
+        self.retry(volume, lambda: self.csi.delete(volume.handle))
+        self.retry(volume, lambda: self.cluster.api.delete("PersistentVolume", volume.handle))
+
     def retry(self, volume: Volume, call: Callable[[], object]) -> None:
         """Make a call until it succeeds; what a sidecar would not get over fails at once."""
 

@@ -6,11 +6,13 @@ kill. What records and Events say in the end is compared with the same migration
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator, Shim
 from tests.ring.migration_steps import (
     BACK_SECONDS,
+    RECORDS,
     SCRIPTS,
     Hands,
     Holds,
@@ -175,8 +178,7 @@ def test_a_kill_at_each_step_of_each_migration_changes_nothing_that_is_seen_in_t
     world.each(lambda volume: world.perform(volume, volume.after), volumes)
     outcomes = world.each(world.outcome, volumes)
 
-    different = {str(volume): seen for volume, seen in zip(volumes, outcomes, strict=True) if seen != undisturbed[volume.scenario]}
-    assert not different
+    assert not _differences(volumes, outcomes, undisturbed)
     truth = results(records_of(world.cluster, volumes))
     finally_counted = counted_results(world.operator.scrape())
     if victim == "operator":
@@ -192,6 +194,19 @@ def test_a_kill_at_each_step_of_each_migration_changes_nothing_that_is_seen_in_t
         )
     else:
         assert finally_counted - before_all.counted == truth
+
+
+def _differences(
+    volumes: Sequence[Volume], outcomes: Sequence[dict[str, Any]], undisturbed: dict[Scenario, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what is seen, and what should be, of the volumes of which something else is seen."""
+    return {
+        str(volume): {
+            key: (seen[key], undisturbed[volume.scenario][key]) for key in seen if seen[key] != undisturbed[volume.scenario][key]
+        }
+        for volume, seen in zip(volumes, outcomes, strict=True)
+        if seen != undisturbed[volume.scenario]
+    }
 
 
 @dataclass(frozen=True)
@@ -239,3 +254,140 @@ def _keep_the_box_busy(world: World, volumes: Sequence[Volume], running: list[Fu
         "the box makes one of their disks",
         lambda: any(volume.handle in command for volume in some for command in world.box.received("/disk add")),
     )
+
+
+@pytest.mark.requirement("R32")
+@pytest.mark.parametrize("victim", ["shim", "API server"])
+def test_a_kill_at_each_step_of_a_deletion_leaves_nothing_behind(world: World, victim: str) -> None:
+    writes = {
+        "deleting": ("PUT", "/status$", '"deleting": ?true'),
+        "removed from the box": ("PUT", "/status$", '"removedFromBox": ?true'),
+        "finalizer": ("PUT", "$", ""),
+        "record": ("DELETE", "$", ""),
+    }
+    held = [world.volume(Scenario.COMPLETES) for _ in range(2 * len(writes))]
+    at_the_box = [world.volume(Scenario.COMPLETES) for _ in range(2)]
+    world.each(lambda volume: world.perform(volume, [Operation.CREATE]), [*held, *at_the_box])
+    rules = [
+        world.shim_proxy.freeze(method, f"{RECORDS}/{volume.handle}{path}", body=body, applied=applied)
+        for volume, (applied, (method, path, body)) in zip(held, product((False, True), writes.values()), strict=True)
+    ]
+    running = [world.pool.submit(world.hands.delete, volume) for volume in held]
+    for rule in rules:
+        rule.wait_hit()
+    world.box.switch(latency={"/disk remove": 1.0, "/file remove": 1.0})
+    running.extend(world.pool.submit(world.hands.delete, volume) for volume in at_the_box)
+    eventually(
+        "the box removes a disk",
+        lambda: any(one.handle in line for one in at_the_box for line in world.box.received("/disk remove")),
+    )
+
+    world.victim(victim).kill()
+    for rule in rules:
+        rule.release(cut=True)
+    world.box.switch(latency={})
+    world.revive(world.victim(victim))
+    for future in running:
+        future.result()
+
+    gone = [volume.handle for volume in (*held, *at_the_box)]
+    assert not records_of(world.cluster, [*held, *at_the_box])
+    assert not set(gone) & world.box.disks().keys()
+    assert not [name for name in world.box.files() for handle in gone if handle in name]
+
+
+def test_a_link_that_drops_at_any_command_of_a_creation_or_deletion_is_made_good(world: World) -> None:
+    undisturbed = world.volume(Scenario.COMPLETES)
+    creation = _commands(world, undisturbed, lambda: world.perform(undisturbed, [Operation.CREATE]))
+    like = world.box.disks()[undisturbed.handle]
+    deletion = _commands(world, undisturbed, lambda: world.hands.delete(undisturbed))
+    assert creation > 1
+    assert deletion > 1
+
+    def drop_links(commands: int) -> None:
+        drops = product(("before", "after"), range(1, commands + 1))
+        for volume, (when, nth) in zip(volumes[: 2 * commands], drops, strict=True):
+            world.box.drop_link(when, volume.handle, nth)
+
+    volumes = [world.volume(Scenario.COMPLETES) for _ in range(2 * max(creation, deletion))]
+    drop_links(creation)
+    world.each(lambda volume: world.perform(volume, [Operation.CREATE]), volumes)
+    disks, files = world.box.disks(), world.box.files()
+    for volume in volumes:
+        assert _without_names(disks[volume.handle], volume) == _without_names(like, undisturbed)
+        assert len([name for name in files if volume.handle in name]) == 1
+    drop_links(deletion)
+    world.each(world.hands.delete, volumes)
+    assert not {volume.handle for volume in volumes} & world.box.disks().keys()
+    assert not [name for name in world.box.files() for volume in volumes if volume.handle in name]
+    assert not records_of(world.cluster, volumes)
+
+
+def test_a_box_that_is_killed_while_it_makes_and_removes_disks_has_the_right_ones_in_the_end(world: World) -> None:
+    leaving = [world.volume(Scenario.COMPLETES) for _ in range(4)]
+    coming = [world.volume(Scenario.COMPLETES) for _ in range(4)]
+    world.each(lambda volume: world.perform(volume, [Operation.CREATE]), leaving)
+    world.box.switch(latency={"/disk add": 0.3, "/disk remove": 0.3})
+    running = [
+        *(world.pool.submit(world.perform, volume, [Operation.CREATE]) for volume in coming),
+        *(world.pool.submit(world.hands.delete, volume) for volume in leaving),
+    ]
+    eventually("some are made", lambda: any(volume.handle in world.box.disks() for volume in coming))
+    world.box.kill()
+    world.box.start()
+    world.box.switch(latency={})
+    for future in running:
+        future.result()
+    there = world.box.disks().keys()
+    assert {volume.handle for volume in coming} <= there
+    assert not {volume.handle for volume in leaving} & there
+    world.each(world.hands.delete, coming)
+
+
+def _commands(world: World, volume: Volume, work: Callable[[], object]) -> int:
+    """Return how many commands that name the volume the box receives while the work is done."""
+    before = len([line for line in world.box.received() if volume.handle in line])
+    work()
+    return len([line for line in world.box.received() if volume.handle in line]) - before
+
+
+def _without_names(disk: dict[str, Any], volume: Volume) -> dict[str, Any]:
+    return {key: str(value).replace(volume.handle, "VOLUME") for key, value in disk.items() if key not in {"id", ".id"}}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.requirement("R4", "R14")
+@pytest.mark.parametrize("seed", range(8))
+def test_kills_at_random_moments_change_nothing_that_is_seen_in_the_end(
+    world: World, undisturbed: dict[Scenario, dict[str, Any]], seed: int
+) -> None:
+    choose = random.Random(seed)
+    volumes = [world.volume(scenario) for scenario in Scenario for _ in range(12)]
+    life = _counted_so_far(world)
+    running = [world.pool.submit(world.perform, volume, SCRIPTS[volume.scenario]) for volume in volumes]
+    for _ in range(5):
+        name = choose.choice(VICTIMS)
+        _wait_for_requests(choose.choice((world.shim_proxy, world.operator_proxy)), choose.randrange(1, 120), running)
+        if name == "operator":
+            counted = counted_results(world.operator.scrape()) - life.counted
+            world.operator.kill()
+            claimed = claimed_results(world.records())
+            assert counted <= claimed - life.claimed
+            life = Tally(Counter(), claimed)
+        else:
+            world.victim(name).kill()
+        world.revive(world.victim(name))
+    for future in running:
+        future.result()
+    outcomes = world.each(world.outcome, volumes)
+    assert not _differences(volumes, outcomes, undisturbed)
+    assert counted_results(world.operator.scrape()) - life.counted == claimed_results(world.records()) - life.claimed
+
+
+def _wait_for_requests(proxy: Proxy, count: int, running: Sequence[Future[None]]) -> None:
+    """Wait until so many more requests have passed the proxy, or there is nothing left to wait for."""
+    with proxy.delay(".*", "", 0.0) as passing:
+        eventually(
+            f"{count} requests pass", lambda: passing.hits >= count or all(future.done() for future in running), interval=0.005
+        )

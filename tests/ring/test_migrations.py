@@ -1,4 +1,4 @@
-"""Migrations through the whole chain: claim, pods, attach/detach controller, csi-attacher, shim, records, operator, Events, metrics.
+"""Migrations through the whole chain: claim, pods, attach/detach controller, csi-attacher, shim, record, operator, Events, metrics.
 
 One story is played once, with a real wait for the least timeout, and looked at by many tests; the others do one thing each.
 """
@@ -6,7 +6,7 @@ One story is played once, with a real wait for the least timeout, and looked at 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -111,7 +111,7 @@ class Kubectl:
     """The real kubectl."""
 
     def __init__(self, plane: ControlPlane, namespace: str) -> None:
-        self._command = [plane.binaries["kubectl"], f"--kubeconfig={plane.kubeconfig}", f"--namespace={namespace}"]
+        self._command = [str(plane.binaries["kubectl"]), f"--kubeconfig={plane.kubeconfig}", f"--namespace={namespace}"]
 
     def __call__(self, *words: str) -> str:
         done = subprocess.run([*self._command, *words], capture_output=True, text=True, check=False, timeout=60)
@@ -126,92 +126,131 @@ def story(
     """The story, played to its end."""
     cluster = Cluster(installed.api, kubelet)
     try:
-        yield _play(cluster, Kubectl(installed, cluster.namespace), operator, csi)
+        yield Play(cluster, Kubectl(installed, cluster.namespace), operator, csi).play()
     finally:
         cluster.clean_up()
 
 
-def _play(cluster: Cluster, kubectl: Kubectl, operator: Operator, csi: Csi) -> Story:
-    story = Story(source=cluster.make_node("source"), target=cluster.make_node("target"))
-    third = cluster.make_node("third")
+class Play:
+    """Plays the story in its acts."""
 
-    def look(moment: str) -> None:
-        records = {name: cluster.record(handle) or {} for name, handle in story.handles.items()}
-        story.looks[moment] = Look(records, operator.scrape(), kubectl("get", "var", "-o", "wide"))
+    def __init__(self, cluster: Cluster, kubectl: Kubectl, operator: Operator, csi: Csi) -> None:
+        self.cluster = cluster
+        self.kubectl = kubectl
+        self.operator = operator
+        self.csi = csi
+        self.story = Story(source=cluster.make_node("source"), target=cluster.make_node("target"))
+        self.third = cluster.make_node("third")
 
-    def phases(wanted: Mapping[str, str]) -> None:
-        for name, phase in wanted.items():
-            cluster.wait_phase(story.handles[name], phase)
+    def play(self) -> Story:
+        self.look("fresh")
+        self.begin()
+        self.restart()
+        self.end_two()
+        self.run_out()
+        self.end()
+        return self.story
 
-    def reported(*names: str) -> None:
+    def look(self, moment: str) -> None:
+        """Remember what is to be seen now."""
+        records = {name: self.cluster.record(handle) or {} for name, handle in self.story.handles.items()}
+        self.story.looks[moment] = Look(records, self.operator.scrape(), self.kubectl("get", "var", "-o", "wide"))
+
+    def reported(self, *names: str) -> None:
+        """Wait until everything about these volumes is reported."""
         for name in names:
-            cluster.wait_record(story.handles[name], "reported", lambda status: not status.get("outbox"))
+            reported(self.cluster, self.story.handles[name])
 
-    def attach(node: str) -> None:
+    def attach(self, node: str, nodes: Sequence[str]) -> None:
+        """Put a launcher pod of each volume on the node, which makes these nodes the holders."""
         for name in NAMES:
-            story.pods[name, node] = cluster.launcher_pod(story.claims[name], node)
+            self.story.pods[name, node] = self.cluster.launcher_pod(self.story.claims[name], node)
         for name in NAMES:
-            cluster.wait_attached(story.handles[name], node, timeout=60)
+            self.cluster.wait_attached(self.story.handles[name], node, timeout=60)
             # What the record says is what the VolumeAttachments say, within five seconds.
-            nodes = [story.source] if node == story.source else [story.source, story.target]
-            cluster.wait_nodes(story.handles[name], nodes, timeout=5)
+            self.cluster.wait_nodes(self.story.handles[name], nodes, timeout=5)
 
-    look("fresh")
-    classes = {
-        seconds: cluster.make_storage_class(
-            {"dualAttachPolicy": "AnyTwoNodes", "migrationTimeoutSeconds": str(seconds)}, stem=f"after-{seconds}"
-        )
-        for seconds in (LEAST_TIMEOUT, LONG_TIMEOUT)
-    }
-    for name in NAMES:
-        seconds = LEAST_TIMEOUT if name in {"overdue", "lengthened"} else LONG_TIMEOUT
-        story.claims[name] = cluster.make_claim(classes[seconds], stem=name)
-    for name in NAMES:
-        story.handles[name] = cluster.wait_bound(story.claims[name])
-    attach(story.source)
-    attach(story.target)
-    cluster.patch_record(story.handles["lengthened"], {"migrationTimeoutSeconds": LONG_TIMEOUT})
-    cluster.patch_record(story.handles["shortened"], {"migrationTimeoutSeconds": LEAST_TIMEOUT})
-    reported(*NAMES)
-    look("running")
-    operator.restart()
-    eventually(
-        "the restarted operator sees what runs", lambda: operator.scrape().value(ACTIVE) == len(NAMES), timeout=30, interval=0.2
-    )
-    look("after a restart")
+    def leave(self, name: str, node: str) -> None:
+        """Delete the volume's pod on the node."""
+        self.cluster.delete_pod(self.story.pods[name, node])
 
-    cluster.hold_detach(story.source, story.handles["held-back"])
-    cluster.delete_pod(story.pods["held-back", story.source])
-    cluster.delete_pod(story.pods["completes", story.source])
-    cluster.delete_pod(story.pods["rolls-back", story.target])
-    for name, node in (("completes", story.source), ("rolls-back", story.target)):
-        cluster.wait_detached(story.handles[name], node)
-        cluster.wait_nodes(story.handles[name], [story.target if node == story.source else story.source], timeout=5)
-    reported("completes", "rolls-back")
-    look("two ended")
+    def begin(self) -> None:
+        """Bind six claims, attach them twice, edit the timeout of two."""
+        story, cluster = self.story, self.cluster
+        classes = {
+            seconds: cluster.make_storage_class(
+                {"dualAttachPolicy": "AnyTwoNodes", "migrationTimeoutSeconds": str(seconds)}, stem=f"after-{seconds}"
+            )
+            for seconds in (LEAST_TIMEOUT, LONG_TIMEOUT)
+        }
+        for name in NAMES:
+            seconds = LEAST_TIMEOUT if name in {"overdue", "lengthened"} else LONG_TIMEOUT
+            story.claims[name] = cluster.make_claim(classes[seconds], stem=name)
+        for name in NAMES:
+            story.handles[name] = cluster.wait_bound(story.claims[name])
+        self.attach(story.source, [story.source])
+        self.attach(story.target, [story.source, story.target])
+        cluster.patch_record(story.handles["lengthened"], {"migrationTimeoutSeconds": LONG_TIMEOUT})
+        cluster.patch_record(story.handles["shortened"], {"migrationTimeoutSeconds": LEAST_TIMEOUT})
+        self.reported(*NAMES)
+        self.look("running")
 
-    for name in ("overdue", "shortened"):
-        cluster.wait_phase(story.handles[name], "Overdue", timeout=60)
-    reported("overdue", "shortened")
-    look("overdue")
-    story.refused_third = [code_of(lambda: csi.publish(story.handles["overdue"], third)) for _ in range(10)]
-    third_pod = cluster.launcher_pod(story.claims["overdue"], third)
-    story.refused_by_attacher = cluster.wait_attach_error(story.handles["overdue"], third, story.source)
-    cluster.wait_event(story.claims["overdue"], "AttachmentConflict")
-    look("refused")
-    cluster.delete_pod(third_pod)
+    def restart(self) -> None:
+        """Kill the operator and start it again."""
+        self.operator.restart()
+        eventually("what runs is seen", lambda: self.operator.scrape().value(ACTIVE) == len(NAMES), interval=0.2)
+        self.look("after a restart")
 
-    cluster.release_detach(story.source, story.handles["held-back"])
-    cluster.wait_detached(story.handles["held-back"], story.source)
-    for name in ("overdue", "shortened", "lengthened"):
-        cluster.delete_pod(story.pods[name, story.target])
-    phases(dict.fromkeys(NAMES, "Attached"))
-    reported(*NAMES)
-    look("ended")
-    story.events = {name: cluster.events(claim) for name, claim in story.claims.items()}
-    story.described = kubectl("describe", "pvc", story.claims["overdue"])
-    story.listed = kubectl("get", "events", f"--field-selector=involvedObject.name={story.claims['overdue']}")
-    return story
+    def end_two(self) -> None:
+        """One source leaves, one target leaves, and one source's pod goes while its node still uses the volume."""
+        story, cluster = self.story, self.cluster
+        cluster.hold_detach(story.source, story.handles["held-back"])
+        self.leave("held-back", story.source)
+        self.leave("completes", story.source)
+        self.leave("rolls-back", story.target)
+        for name, left, stays in (
+            ("completes", story.source, story.target),
+            ("rolls-back", story.target, story.source),
+        ):
+            cluster.wait_detached(story.handles[name], left)
+            cluster.wait_nodes(story.handles[name], [stays], timeout=5)
+        self.reported("completes", "rolls-back")
+        self.look("two ended")
+
+    def run_out(self) -> None:
+        """The deadlines pass, and a third node asks for the volume."""
+        story, cluster = self.story, self.cluster
+        handle = story.handles["overdue"]
+        for name in ("overdue", "shortened"):
+            cluster.wait_phase(story.handles[name], "Overdue", timeout=60)
+        self.reported("overdue", "shortened")
+        self.look("overdue")
+        story.refused_third = [code_of(lambda: self.csi.publish(handle, self.third)) for _ in range(10)]
+        third_pod = cluster.launcher_pod(story.claims["overdue"], self.third)
+        story.refused_by_attacher = cluster.wait_attach_error(handle, self.third, story.source)
+        cluster.wait_event(story.claims["overdue"], "AttachmentConflict")
+        self.look("refused")
+        cluster.delete_pod(third_pod)
+
+    def end(self) -> None:
+        """Whoever is still attached twice leaves one node."""
+        story, cluster = self.story, self.cluster
+        cluster.release_detach(story.source, story.handles["held-back"])
+        cluster.wait_detached(story.handles["held-back"], story.source)
+        for name in ("overdue", "shortened", "lengthened"):
+            self.leave(name, story.target)
+        for name in NAMES:
+            cluster.wait_phase(story.handles[name], "Attached")
+        self.reported(*NAMES)
+        self.look("ended")
+        story.events = {name: cluster.events(claim) for name, claim in story.claims.items()}
+        story.described = self.kubectl("describe", "pvc", story.claims["overdue"])
+        story.listed = self.kubectl("get", "events", f"--field-selector=involvedObject.name={story.claims['overdue']}")
+
+
+def reported(cluster: Cluster, handle: str) -> Object:
+    """Wait until the operator has reported everything about a volume."""
+    return cluster.wait_record(handle, "reported", lambda status: not status.get("outbox"))
 
 
 def _seconds(window: Object, since: str, until: str) -> float:
@@ -402,10 +441,6 @@ def make_claimed(csi: Csi, cluster: Cluster) -> Iterator[Callable[..., tuple[str
     yield make
     for handle in made:
         csi.unpublish(handle)
-
-
-def reported(cluster: Cluster, handle: str) -> Object:
-    return cluster.wait_record(handle, "reported", lambda status: not status.get("outbox"))
 
 
 @pytest.mark.requirement("R41")
