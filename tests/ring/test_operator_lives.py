@@ -24,8 +24,11 @@ MakeOperator = Callable[..., Operator]
 
 
 @pytest.fixture
-def start(make_operator: MakeOperator, cluster: Cluster) -> MakeOperator:
-    """Return a function that starts an operator with a Lease of this test's own; ``quick`` leases change hands in seconds."""
+def start(cluster: Cluster, proxy: Proxy, make_operator: MakeOperator) -> MakeOperator:
+    """Return a function that starts an operator with a Lease of this test's own; ``quick`` leases change hands in seconds.
+
+    The operators end before the proxy does, whether a test uses it or not: so comes ``proxy`` before ``make_operator``.
+    """
 
     def start(name: str, *extra: str, quick: bool = True, **arguments: object) -> Operator:
         lease = f"--lease-name=operator-{cluster.tag}"
