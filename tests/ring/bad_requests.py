@@ -152,7 +152,7 @@ PARAMETERS: dict[str, Text] = {
     "csi.storage.k8s.io/pvc/namespace": OBJECT_NAMES,
 }
 BAD_PARAMETERS = st.one_of(
-    st.sampled_from(sorted(PARAMETERS)).flatmap(lambda key: st.tuples(st.just(key), PARAMETERS[key])),
+    *(st.tuples(st.just(key), values) for key, values in PARAMETERS.items()),
     st.tuples(other_than(*KNOWN_PARAMETERS) | st.just(""), st.text(max_size=8)),
 )
 
@@ -335,14 +335,16 @@ def good_requests(targets: Targets) -> dict[str, tuple[Any, tuple[Flaw, ...]]]:
 def bad_requests(targets: Targets) -> st.SearchStrategy[Bad]:
     """Return requests that no correct driver grants: the flaw that is put in last is whole, whatever the ones before it were."""
     good = good_requests(targets)
+    choices = {rpc: st.lists(st.sampled_from(flaws), min_size=1, max_size=3, unique=True) for rpc, (_, flaws) in good.items()}
+    rpcs = st.sampled_from(sorted(good))
 
     @st.composite
     def spoilt(draw: st.DrawFn) -> Bad:
-        rpc = draw(st.sampled_from(sorted(good)))
-        granted, flaws = good[rpc]
+        rpc = draw(rpcs)
+        granted, _ = good[rpc]
         request = type(granted)()
         request.CopyFrom(granted)
-        chosen = draw(st.lists(st.sampled_from(flaws), min_size=1, max_size=3, unique=True))
+        chosen = draw(choices[rpc])
         for flaw in chosen:
             flaw.put(request, draw(flaw.values))
         return Bad(rpc, request, frozenset(flaw.code for flaw in chosen), tuple(flaw.name for flaw in chosen))
