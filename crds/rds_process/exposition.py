@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 
 Readiness = tuple[bool, dict[str, object]]
@@ -37,6 +37,8 @@ async def serve(
         yield None
         return
     host, port = parse_address(address)
+    # A ``_created`` series beside every counter tells nothing that a scrape does not.
+    disable_created_metrics()
 
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))

@@ -20,9 +20,9 @@ from rds_csi.errors import (
 )
 from rds_records import imports, transitions
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, RequestRefused, WriteConflict
-from rds_records.names import DRIVER_NAME, volume_attachment_name
+from rds_records.names import DRIVER_NAME, check_handle, volume_attachment_name
 from rds_records.record import Record
-from rds_records.store import RecordStore
+from rds_records.store import Contended, RecordStore
 from rds_records.transitions import Access, Code, Decided, Reason, Refused
 
 _log = logging.getLogger(__name__)
@@ -148,6 +148,18 @@ class Attachments:
         # Two consistent lists, volumes first: an attachment of a volume that was not there yet cannot have been answered OK.
         volumes = imports.volumes_of(handle, (await self.api.list(_VOLUMES))[0], self.driver)
         attachments, _ = await self.api.list(_VOLUME_ATTACHMENTS)
+        return await self._import_from(handle, record, volumes, attachments, caller=caller, attaching=attaching)
+
+    async def _import_from(
+        self,
+        handle: str,
+        record: Record | None,
+        volumes: list[imports.Object],
+        attachments: list[dict[str, Any]],
+        *,
+        caller: str | None,
+        attaching: bool,
+    ) -> Record | None:
         if record is None:
             if not volumes:
                 return None
@@ -227,35 +239,41 @@ class Attachments:
         volumes, _ = await self.api.list(_VOLUMES)
         attachments, _ = await self.api.list(_VOLUME_ATTACHMENTS)
         records = {record.handle: record for record in await self.store.list()}
-        ours: dict[str, list[Mapping[str, Any]]] = {}
+        ours: dict[str, list[imports.Object]] = {}
         for volume in volumes:
             source = volume["spec"].get("csi") or {}
             if source.get("driver") == self.driver:
                 ours.setdefault(source["volumeHandle"], []).append(volume)
         changed = 0
         for handle, named in ours.items():
-            record = records.get(handle)
-            if record is None or not record.initialized:
-                changed += await self.known(handle, caller=None) is not None
-                continue
-            names = [volume["metadata"]["name"] for volume in named]
-            found = imports.holders(handle, names, attachments, driver=self.driver)
-            # Only what is attached for certain: a pending one is decided by its own publish.
-            missing = [holder for holder in found if holder.attached and not record.status.attachment_of(holder.node)]
-            if missing:
-                changed += await self._add_missing(record, missing)
+            try:
+                changed += await self._reconcile_volume(check_handle(handle), records.get(handle), named, attachments)
+            except (Rejected, RequestRefused, WriteConflict, ObjectNotFound, Contended, ValueError) as error:
+                # One volume that cannot be recorded must not keep the others from it; its own publish will say why.
+                _log.warning("volume not compared", extra={"volume": handle, "error": str(error)})
         return changed
 
-    async def _add_missing(self, record: Record, missing: list[imports.Holder]) -> bool:
-        def decide(newest: Record) -> Decided:
-            repaired = imports.add_missing(newest, missing, now=self.api.clock.now())
-            return Decided(repaired, changed=repaired is not newest)
+    async def _reconcile_volume(
+        self, handle: str, record: Record | None, volumes: list[imports.Object], attachments: list[dict[str, Any]]
+    ) -> bool:
+        if record is None or not record.initialized:
+            return await self._import_from(handle, record, volumes, attachments, caller=None, attaching=False) is not None
+        names = [volume["metadata"]["name"] for volume in volumes]
+        found = imports.holders(handle, names, attachments, driver=self.driver)
+        # Only what is attached for certain: a pending one is decided by its own publish.
+        missing = [holder for holder in found if holder.attached and not record.status.attachment_of(holder.node)]
+        return bool(missing) and await self._add_missing(record, missing)
 
+    async def _add_missing(self, record: Record, missing: list[imports.Holder]) -> bool:
         # The lists are seconds old: a node that was detached since must not come back, so the holder is read again first.
         still = [holder for holder in missing if await self._wanted(record.handle, holder.node) is True]
         if not still:
             return False
-        missing[:] = still
+
+        def decide(newest: Record) -> Decided:
+            repaired = imports.add_missing(newest, still, now=self.api.clock.now())
+            return Decided(repaired, changed=repaired is not newest)
+
         _log.warning("record lacked holders", extra={"volume": record.handle, "nodes": [holder.node for holder in still]})
         await self.store.change(record, decide)
         return True

@@ -162,7 +162,14 @@ class Volumes:
         record = decision.record
         target = record.spec.target
         if target is not None and not record.status.removed_from_box:
-            await self._remove_from_box(Slot(target.slot), FilePath(target.file_path), deadline)
+            path = FilePath(target.file_path)
+            if not path.is_below(FilePath(self.base_path)):
+                # Whoever can make a PersistentVolume can name any file of the box in it.
+                raise FailedPrecondition(
+                    f"volume {handle}: its file {path} lies outside {self.base_path} and is not removed; remove disk {target.slot} "
+                    "and the file by hand, or set --rds-volume-base-path to a directory above it"
+                )
+            await self._remove_from_box(Slot(target.slot), path, deadline)
         await self._retire(record)
 
     async def _retire(self, record: Record) -> None:

@@ -381,7 +381,29 @@ def test_the_older_attachment_is_the_source_whatever_the_attachments_are_called(
         assert (window["sourceNode"], window["targetNode"], window["origin"]) == (older, younger, "Imported")
 
 
+@pytest.mark.requirement("R24")
+def test_a_volume_that_cannot_be_recorded_keeps_no_other_from_its_import(
+    cluster: Cluster, make_shim: MakeShim, nodes: tuple[str, ...]
+) -> None:
+    cluster.make_static_volume(attributes={"nqn": "no NQN at all"}, bound=False)
+    cluster.make_static_volume(handle=f"not.ours.{uuid4()}", bound=False)
+    volume = cluster.make_static_volume(bound=False)
+    attached_by_go_driver(cluster, volume, nodes[0])
+    make_shim()
+    cluster.wait_nodes(volume.handle, [nodes[0]])
+
+
 # Deletion
+
+
+@pytest.mark.requirement("R52")
+def test_a_file_outside_the_base_path_is_not_removed(csi: Csi, cluster: Cluster, box: SimulatedBox) -> None:
+    volume = cluster.make_static_volume(attributes={"volumePath": "/other-pool/somebody/else.img"}, bound=False)
+    before = box.received("/disk remove") + box.received("/file remove")
+    with pytest.raises(Refused, match="lies outside") as refusal:
+        csi.delete(volume.handle)
+    assert refusal.value.code == "FAILED_PRECONDITION"
+    assert box.received("/disk remove") + box.received("/file remove") == before
 
 
 @pytest.mark.requirement("R32")

@@ -30,7 +30,7 @@ RIGHTS = {
     | rights("", "nodes", "get")
     | rights("", "persistentvolumes", "list")
     | rights("storage.k8s.io", "volumeattachments", "get", "list"),
-    OPERATOR: rights(GROUP, PLURAL, "get", "list", "watch", "update", "patch")
+    OPERATOR: rights(GROUP, PLURAL, "get", "list", "watch", "update")
     | rights(GROUP, f"{PLURAL}/status", "update")
     | rights("", "persistentvolumes", "get", "list")
     | rights("", "events", "create", "patch"),

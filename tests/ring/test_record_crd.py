@@ -220,6 +220,11 @@ def test_deleting_is_not_taken_back(api: Api, make: Make) -> None:
     refused(api, make({**KNOWN, "deleting": True}), KNOWN, "deleting cannot be taken back")
 
 
+def test_removed_from_box_is_not_taken_back(api: Api, make: Make) -> None:
+    gone = {**KNOWN, "deleting": True, "removedFromBox": True}
+    refused(api, make(gone), {**KNOWN, "deleting": True}, "removedFromBox cannot be taken back")
+
+
 @pytest.mark.requirement("R32")
 def test_deleting_is_not_set_while_a_node_is_attached(api: Api, make: Make) -> None:
     refused(api, make(ALONE), {**ALONE, "deleting": True}, "detach them first")
