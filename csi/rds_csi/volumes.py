@@ -156,21 +156,25 @@ class Volumes:
         if record is None:
             await self._delete_unrecorded(handle, deadline)
             return
+        self._refuse_foreign_file(record)
         decision = await self.store.change(record, lambda newest: transitions.begin_deletion(newest, now=self.api.clock.now()))
         if isinstance(decision, Refused):
             raise rejection(decision)
         record = decision.record
         target = record.spec.target
         if target is not None and not record.status.removed_from_box:
-            path = FilePath(target.file_path)
-            if not path.is_below(FilePath(self.base_path)):
-                # Whoever can make a PersistentVolume can name any file of the box in it.
-                raise FailedPrecondition(
-                    f"volume {handle}: its file {path} lies outside {self.base_path} and is not removed; remove disk {target.slot} "
-                    "and the file by hand, or set --rds-volume-base-path to a directory above it"
-                )
-            await self._remove_from_box(Slot(target.slot), path, deadline)
+            await self._remove_from_box(Slot(target.slot), FilePath(target.file_path), deadline)
         await self._retire(record)
+
+    def _refuse_foreign_file(self, record: Record) -> None:
+        target = record.spec.target
+        if target is None or FilePath(target.file_path).is_below(FilePath(self.base_path)):
+            return
+        # Whoever can make a PersistentVolume can name any file of the box in it.
+        raise FailedPrecondition(
+            f"volume {record.handle}: its file {target.file_path} lies outside {self.base_path} and is not removed; remove disk "
+            f"{target.slot} and the file by hand, or set --rds-volume-base-path to a directory above it"
+        )
 
     async def _retire(self, record: Record) -> None:
         """Let go of the record of a volume that is gone from the box; what it has not reported yet keeps it until it has.
