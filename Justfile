@@ -17,8 +17,8 @@ check:
     lint-imports
 
 # What continuous integration runs.
-test *ARGS: check
-    pytest -m "not long" "$@"
+test *ARGS: check binaries
+    pytest -m "not long" --numprocesses 2 --dist loadfile "$@"
 
 # What takes longer: larger property tests, more kills.
 test-long *ARGS:
