@@ -15,12 +15,14 @@ def version_now(api: Api) -> str:
 
 
 def versions(api: Api, handle: str, since: str) -> Iterator[Object]:
-    """Yield every version of a volume's record after ``since``, until the one that is there now (which must be younger).
+    """Yield every version of a volume's record after ``since``, until the one that is there now.
 
     The API server remembers at least the last 75 s; it refuses to tell an incomplete history (410, ApiError).
     """
     name = record_name(handle)
     last = api.get(RECORD, name)["metadata"]["resourceVersion"]
+    if int(last) <= int(since):
+        return
     for event in api.watch(RECORD, resource_version=since, seconds=30, fieldSelector=f"metadata.name={name}"):
         if event["type"] != "BOOKMARK":
             yield event["object"]

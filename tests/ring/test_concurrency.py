@@ -120,11 +120,15 @@ def interleaved(csi: Csi, cluster: Cluster, operator: Operator, shim: Shim, coun
     since, before, told = version_now(cluster.api), shim.scrape(), operator.scrape()
     dice = random.Random(21)
     calls = [random_call(dice, [csi], handle, nodes, RWX) for _ in range(count)]
-    csi.unpublish(handle)
-    codes = Counter(spread(calls, callers=4))
+    codes: Counter[str] = Counter()
+    seen: list[Object] = []
+    for begin in range(0, count, 200):  # the API server forgets old versions
+        codes.update(spread(calls[begin : begin + 200], callers=4))
+        seen += versions(cluster.api, handle, since)
+        since = seen[-1]["metadata"]["resourceVersion"]
     assert set(codes) <= ANSWERS, codes
     csi.unpublish(handle)
-    seen = list(versions(cluster.api, handle, since))
+    seen += versions(cluster.api, handle, since)
     never_more_than(2, seen)
     # Every window of the history, in whatever version it was still to be read.
     ended = {window["id"]: window["result"] for record in seen for window in record["status"]["history"]}
@@ -139,11 +143,11 @@ def interleaved(csi: Csi, cluster: Cluster, operator: Operator, shim: Shim, coun
     answered = grown("csi_plugin_operations_seconds_count", method_name="/csi.v1.Controller/ControllerPublishVolume") + grown(
         "csi_plugin_operations_seconds_count", method_name="/csi.v1.Controller/ControllerUnpublishVolume"
     )
-    assert answered == count + 2
-    assert grown("rds_csi_attachment_attach_total") + grown("rds_csi_attachment_detach_total") == count + 2
+    assert answered == count + 1
+    assert grown("rds_csi_attachment_attach_total") + grown("rds_csi_attachment_detach_total") == count + 1
     assert grown("rds_csi_attachment_attach_total", status="success") + grown(
         "rds_csi_attachment_detach_total", status="success"
-    ) == (codes["OK"] + 2)
+    ) == (codes["OK"] + 1)
 
     def reported() -> bool:
         scrape = operator.scrape()
@@ -157,10 +161,11 @@ def interleaved(csi: Csi, cluster: Cluster, operator: Operator, shim: Shim, coun
         return True
 
     eventually("all migrations are counted", reported, timeout=60)
-    for reason in ("MigrationCompleted", "MigrationFailed"):
-        events = cluster.events(volume.claim, reason=reason)
-        assert len(events) == len({event["metadata"]["name"] for event in events})
-        assert len(events) <= len(ended)
+    told_one_by_one = all(entry["kind"] != "Collapsed" for record in seen for entry in record["status"]["outbox"])
+    for reason, result in (("MigrationCompleted", "Succeeded"), ("MigrationFailed", "Failed")):
+        events, windows = len(cluster.events(volume.claim, reason=reason)), list(ended.values()).count(result)
+        # Where the operator did not keep up, some were put together in the record and have no Event of their own.
+        assert events == windows if told_one_by_one else events < windows
 
 
 @pytest.mark.requirement("R21")
