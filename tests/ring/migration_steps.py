@@ -8,17 +8,17 @@ there has got exactly so far.
 from __future__ import annotations
 
 import re
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from rds_records.names import FINALIZER
 from tests.ring.api import ApiError, Object, Unreachable
-from tests.ring.cluster import RECORD, Cluster
+from tests.ring.cluster import DRIVER, RECORD, Cluster
 from tests.ring.driver import Metrics
 from tests.ring.proxy import Proxy, Rule
 from tests.ring.rpc import Csi, Refused
@@ -118,7 +118,11 @@ class Volume:
     source: str
     target: str
     handle: str = field(default_factory=lambda: f"pvc-{uuid.uuid4()}")
-    claim: str = ""
+
+    @property
+    def claim(self) -> str:
+        """The claim that it is bound to."""
+        return f"claim-of-{self.handle}"
 
     @property
     def before(self) -> Sequence[Operation]:
@@ -153,7 +157,6 @@ class Hands:
         self.cluster = cluster
         self.csi = csi
         self.patience = patience
-        self._binding = threading.Lock()
 
     def do(self, volume: Volume, operation: Operation) -> None:
         """Do one operation until it succeeded; raises AssertionError for any final error."""
@@ -219,10 +222,48 @@ class Hands:
             self.wait(volume, "settled", lambda status: not status.get("outbox") and status.get("claimRef"))
 
     def _bind(self, volume: Volume) -> None:
-        # As csi-provisioner does once the volume is made; the claim may be bound to it before the binder notices.
-        with self._binding:
-            if not volume.claim:
-                volume.claim = self.cluster.make_static_volume(handle=volume.handle, bound=False).claim
+        """Make the PersistentVolume, as csi-provisioner does once the volume is made, and the claim that it is for."""
+        namespace, modes = self.cluster.namespace, {"accessModes": ["ReadWriteMany"], "volumeMode": "Block"}
+        bodies: list[Object] = [
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": volume.handle},
+                "spec": {
+                    **modes,
+                    "capacity": {"storage": "1Gi"},
+                    "persistentVolumeReclaimPolicy": "Retain",
+                    "claimRef": {
+                        "apiVersion": "v1",
+                        "kind": "PersistentVolumeClaim",
+                        "namespace": namespace,
+                        "name": volume.claim,
+                    },
+                    "csi": {"driver": DRIVER, "volumeHandle": volume.handle},
+                },
+            },
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": volume.claim, "namespace": namespace},
+                "spec": {
+                    **modes,
+                    "storageClassName": "",
+                    "volumeName": volume.handle,
+                    "resources": {"requests": {"storage": "1Gi"}},
+                },
+            },
+        ]
+        for body in bodies:
+            self.retry(volume, partial(self._create_once, body))
+
+    def _create_once(self, body: Object) -> None:
+        try:
+            self.cluster.api.create(body)
+        except ApiError as error:
+            # Made by a try whose answer was lost.
+            if error.status != 409:
+                raise
 
 
 class Holds:
@@ -331,7 +372,8 @@ def outcome(cluster: Cluster, volume: Volume) -> dict[str, Any]:
 
 def at_rest(seen: Mapping[str, Any]) -> bool:
     """Tell whether nothing is left to do for a volume whose script is over."""
-    return bool(seen["history"]) and not seen["migration"] and not seen["outbox"] and seen["finalizers"] == [FINALIZER]
+    left = seen["migration"] or seen["outbox"] or seen["finalizers"] != [FINALIZER]
+    return bool(seen["history"] and seen["claim"] and not left)
 
 
 def results(records: Sequence[Object]) -> Counter[str]:

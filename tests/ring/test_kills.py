@@ -75,12 +75,6 @@ class World:
         """Return who is to be killed."""
         return {"shim": self.shim, "operator": self.operator, "API server": self.plane.apiserver}[name]
 
-    def revive(self, process: Process) -> None:
-        """Start what was killed, as its Deployment would; and the operator, should it have ended for want of its Lease."""
-        process.start()
-        if not self.operator.running:
-            self.operator.start()
-
     def volume(self, scenario: Scenario, step: Step = LAST) -> Volume:
         """Return a volume that does not exist yet."""
         return Volume(scenario, step, self.source, self.target)
@@ -119,7 +113,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         # Windows that begin a while ago can run out at once, without waiting for the least timeout.
         shim_proxy.shift_date(-BACK_SECONDS)
         shim = ends.enter_context(Shim(stack.plane, folder / "shim", reach(box), through=shim_proxy))
-        operator = ends.enter_context(Operator(stack.plane, folder / "operator", through=operator_proxy))
+        # However long the API server takes to come back on a busy machine: the operator does not end for want of its Lease.
+        patient = ("--lease-duration=180s", "--renew-deadline=120s")
+        operator = ends.enter_context(Operator(stack.plane, folder / "operator", through=operator_proxy, extra=patient))
         csi = ends.enter_context(Csi(shim.endpoint))
         pool = ends.enter_context(ThreadPoolExecutor(max_workers=128))
         source, target = stack.cluster.make_node("source"), stack.cluster.make_node("target")
@@ -172,7 +168,7 @@ def test_a_kill_at_each_step_of_each_migration_changes_nothing_that_is_seen_in_t
     if victim != "API server":
         at_the_kill = claimed_results(world.records()) - before_all.claimed
     world.box.switch(latency={})
-    world.revive(world.victim(victim))
+    world.victim(victim).start()
     for future in running:
         future.result()
     world.each(lambda volume: world.perform(volume, volume.after), volumes)
@@ -286,7 +282,7 @@ def test_a_kill_at_each_step_of_a_deletion_leaves_nothing_behind(world: World, v
     for rule in rules:
         rule.release(cut=True)
     world.box.switch(latency={})
-    world.revive(world.victim(victim))
+    world.victim(victim).start()
     for future in running:
         future.result()
 
@@ -377,7 +373,7 @@ def test_kills_at_random_moments_change_nothing_that_is_seen_in_the_end(
             life = Tally(Counter(), claimed)
         else:
             world.victim(name).kill()
-        world.revive(world.victim(name))
+        world.victim(name).start()
     for future in running:
         future.result()
     outcomes = world.each(world.outcome, volumes)
