@@ -9,7 +9,7 @@ from rds_csi.attachments import rejection
 from rds_csi.errors import Aborted, AlreadyExists, FailedPrecondition
 from rds_csi.routeros.box import Box
 from rds_csi.routeros.commands import DiskSpec, FilePath, Nqn, Slot
-from rds_csi.routeros.errors import BoxError, DiskInTheWay, PoolFull, ReadBackMismatch
+from rds_csi.routeros.errors import BoxError, Conflict, DiskInTheWay, PoolFull, ReadBackMismatch
 from rds_records import imports, transitions
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, WriteConflict
 from rds_records.names import FINALIZER, SlotNames, file_path_for, nqn_for, slot_for
@@ -56,10 +56,11 @@ class Volumes:
         before anything is sent to it, and a disk that is there and equal is taken as made.
 
         Raises AlreadyExists where a volume of that name differs from the request, Aborted where it is being deleted, PoolFull where
-        the box has no room and ReadBackMismatch where it made something else (then the record goes again, and the disk), and what
-        the box and the API server raise.
+        the box has no room, Conflict where something is in the way and ReadBackMismatch where it made something else (then the
+        record goes again, and what was made), and what the box and the API server raise.
         """
         record = await self.store.read(wanted.handle)
+        new = record is None
         if record is None:
             try:
                 record = await self.store.create(self._spec(wanted))
@@ -81,6 +82,11 @@ class Volumes:
             await self.box.create_disk(disk, deadline=deadline)
         except PoolFull:
             await self._forget(record)
+            raise
+        except Conflict:
+            # What is in the way is not this volume's, so no record may claim it. An older record may be another replica's, at work.
+            if new:
+                await self._forget(record)
             raise
         except ReadBackMismatch:
             await self._take_back(record, disk, deadline)
@@ -197,13 +203,17 @@ class Volumes:
             return
 
     async def _delete_unrecorded(self, handle: str, deadline: float) -> None:
-        # Neither a record nor a PersistentVolume names this volume, so nobody can be attached to it. Its disk goes before its file,
-        # so where a crash came between the two the file is found at the path that a volume of this handle always has.
+        # Neither a record nor a PersistentVolume names this volume, so nobody can be attached to it. A file without a disk is left
+        # alone: a volume of ours keeps its record until its file is gone, so it may be somebody else's.
         slot = Slot(slot_for(handle, self.slot_names))
-        path = FilePath(file_path_for(self.base_path, slot))
         disk = await self.box.disk(slot, deadline=deadline)
-        if disk is not None and FilePath(disk.path).is_below(FilePath(self.base_path)):
-            path = FilePath(disk.path)
+        if disk is None:
+            return
+        path = FilePath(disk.path)
+        if not path.is_below(FilePath(self.base_path)):
+            raise FailedPrecondition(
+                f"volume {handle}: disk {slot} is made of {path}, outside {self.base_path}, and no record names it; it stays"
+            )
         await self._remove_from_box(slot, path, deadline)
 
 

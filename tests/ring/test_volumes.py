@@ -430,8 +430,9 @@ def test_a_file_that_lies_in_the_way_is_not_touched(csi: Csi, cluster: Cluster, 
     box.run(f'/disk remove [find where slot="{old}"]')
     assert on_box(box, old)[1]
     assert code_of(lambda: csi.create(old)) == "FAILED_PRECONDITION"
+    assert cluster.record(old) is None
+    csi.delete(old)
     assert on_box(box, old)[1]
-    cluster.forget(old)
 
 
 def test_what_can_be_attached_is_confirmed(csi: Csi, make_volume: MakeVolume) -> None:

@@ -150,7 +150,9 @@ class Box:
         """
         if (disk := await self.disk(spec.slot, deadline=deadline)) is not None:
             return await self._as_specified(disk, spec, deadline)
-        await self._clear_the_way(spec, leftover, deadline)
+        rival = await self._clear_the_way(spec, leftover, deadline)
+        if rival is not None:
+            return await self._as_specified(rival, spec, deadline)
         try:
             await self._change(commands.add_disk(spec), deadline)
         except (OutcomeUnknown, AlreadyThere) as error:
@@ -223,16 +225,22 @@ class Box:
             raise DiskInTheWay(spec.slot, differences)
         return exported
 
-    async def _clear_the_way(self, spec: DiskSpec, leftover: Leftover, deadline: float) -> None:
-        """No file may lie at the path: what the box does with one that does is not known, and it may hold data."""
+    async def _clear_the_way(self, spec: DiskSpec, leftover: Leftover, deadline: float) -> Disk | None:
+        """No file may lie at the path: what the box does with one that does is not known, and it may hold data.
+
+        Returns the disk that another caller has made in our slot since we looked there.
+        """
         if await self.file(spec.path, deadline=deadline) is None:
-            return
+            return None
         for disk in await self.disks_of(spec.path, deadline=deadline):
+            if disk.slot == spec.slot:
+                return disk
             _refuse_cut_slot(disk, spec)
             raise DiskInTheWay(disk.slot, {"slot": Difference(str(spec.slot), disk.slot)})
         if leftover is Leftover.REFUSE:
             raise FileInTheWay(f"file {spec.path} exists and no disk is made of it: it may hold data")
         await self.delete_file(spec.path, deadline=deadline)
+        return None
 
     async def _read_back(self, spec: DiskSpec, deadline: float) -> Disk:
         with _after_a_change():
