@@ -37,6 +37,8 @@ KINDS: dict[str, tuple[str, str, bool]] = {
     "ServiceAccount": ("/api/v1", "serviceaccounts", True),
     "StorageClass": ("/apis/storage.k8s.io/v1", "storageclasses", False),
     "VolumeAttachment": ("/apis/storage.k8s.io/v1", "volumeattachments", False),
+    "VirtualMachineInstance": ("/apis/kubevirt.io/v1", "virtualmachineinstances", True),
+    "VirtualMachineInstanceMigration": ("/apis/kubevirt.io/v1", "virtualmachineinstancemigrations", True),
     "VolumeAttachmentRecord": ("/apis/rds.csi.srvlab.io/v1alpha1", "volumeattachmentrecords", False),
 }
 

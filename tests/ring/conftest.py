@@ -19,6 +19,7 @@ from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator, Shim
 from tests.ring.installation import install
 from tests.ring.kubelet import Kubelet
+from tests.ring.kubevirt import KubeVirt, install_kinds
 from tests.ring.processes import Process, known_processes
 from tests.ring.proxy import Proxy
 from tests.ring.rpc import Csi
@@ -79,6 +80,21 @@ def cluster(installed: ControlPlane, kubelet: Kubelet) -> Iterator[Cluster]:
     cluster = Cluster(installed.api, kubelet)
     yield cluster
     cluster.clean_up()
+
+
+@pytest.fixture(scope="session")
+def kubevirt_kinds(installed: ControlPlane) -> ControlPlane:
+    """The control plane with KubeVirt's kinds."""
+    install_kinds(installed.api)
+    return installed
+
+
+@pytest.fixture
+def kubevirt(cluster: Cluster, kubevirt_kinds: ControlPlane) -> Iterator[KubeVirt]:
+    """The played KubeVirt of this test's namespace."""
+    kubevirt = KubeVirt(cluster)
+    yield kubevirt
+    kubevirt.clean_up()
 
 
 @pytest.fixture

@@ -8,12 +8,16 @@ from typing import Self
 
 from tests.ring.api import Api, ApiError, Object, Unreachable
 
+HANDS_OFF = "ring/kubelet"
+"""Annotation of pods that somebody else plays the kubelet for."""
+
 
 class Kubelet:
     """Watches all pods in a thread of its own. A context manager.
 
     A pod with a node becomes Running and Ready, whether its volumes are attached or not; a pod that is being deleted is removed
-    with no grace. ``silent`` names nodes whose kubelet does nothing, as after a power cut.
+    with no grace. ``silent`` names nodes whose kubelet does nothing, as after a power cut. Pods with the
+    annotation ``HANDS_OFF`` are left to who made them.
     """
 
     def __init__(self, api: Api) -> None:
@@ -51,7 +55,7 @@ class Kubelet:
 
     def _serve(self, pod: Object) -> None:
         metadata, node = pod["metadata"], pod["spec"].get("nodeName")
-        if not node or node in self.silent:
+        if not node or node in self.silent or HANDS_OFF in metadata.get("annotations", {}):
             return
         with contextlib.suppress(ApiError):
             if "deletionTimestamp" in metadata:
