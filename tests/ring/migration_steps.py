@@ -214,7 +214,7 @@ class Hands:
             assert predicate(body.get("status", {})), body.get("status")
             return body
 
-        return eventually(f"{volume}: {what}", satisfied, timeout=timeout or self.patience, interval=0.2)
+        return eventually(f"{volume}: {what}", satisfied, timeout=timeout or self.patience, interval=0.4)
 
     def settle(self, volume: Volume, done: Sequence[Operation]) -> None:
         """Wait until everything that these operations brought up is reported."""
