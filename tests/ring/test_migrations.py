@@ -231,6 +231,8 @@ class Play:
         cluster.wait_event(story.claims["overdue"], "AttachmentConflict")
         self.look("refused")
         cluster.delete_pod(third_pod)
+        # csi-attacher asks for the third node as long as its VolumeAttachment is there; it must not be next when a slot is free.
+        cluster.wait_detached(handle, self.third, timeout=60)
 
     def end(self) -> None:
         """Whoever is still attached twice leaves one node."""
