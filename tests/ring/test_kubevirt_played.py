@@ -278,6 +278,51 @@ def test_a_lost_target_stays_attached_until_it_is_taken_out_of_service(trio: Tri
     assert trio.attached() == [trio.a]
 
 
+def test_a_lost_source_fails_the_vm_and_the_migration_with_it(trio: Trio) -> None:
+    run = trio.kubevirt.migrate(trio.vm, to=trio.b).until("Running").lose_source()
+    assert trio.kubevirt.vmi(trio.vm)["status"]["phase"] == "Failed"
+    assert trio.migration(run)["status"]["phase"] == "Failed"
+    assert trio.attached() == [trio.a, trio.b]
+    run.complete()
+    assert trio.attached() == [trio.a]
+
+
+def test_a_target_that_is_not_ready_keeps_the_migration_in_scheduling(trio: Trio) -> None:
+    run = trio.kubevirt.migrate(trio.vm, to=trio.b).not_ready()
+    assert trio.migration(run)["status"]["phase"] == "Scheduling"
+    conditions = {each["type"]: each["status"] for each in trio.pod(run.target.name)["status"]["conditions"]}
+    assert (trio.pod(run.target.name)["status"]["phase"], conditions["Ready"]) == ("Running", "False")
+    run.cancel().complete()
+    assert trio.attached() == [trio.a]
+
+
+def test_a_migration_that_is_deleted_while_nobody_looks_stays_as_it_is(trio: Trio) -> None:
+    run = trio.kubevirt.migrate(trio.vm, to=trio.b).until("attached").ask_to_cancel()
+    migration = trio.migration(run)
+    assert "deletionTimestamp" in migration["metadata"]
+    assert migration["status"]["phase"] == "Scheduling"
+    run.cancel()
+    assert trio.migration_is_gone(run)
+
+
+def test_a_third_node_is_refused_until_the_first_has_left(trio: Trio) -> None:
+    earlier = trio.kubevirt.migrate(trio.vm, to=trio.b).until("pod ended")
+    chained = trio.kubevirt.migrate(trio.vm, to=trio.c).until("bound")
+    trio.cluster.wait_attach_error(trio.handle, trio.c, trio.a)
+    assert not chained.advance()
+    earlier.complete()
+    chained.complete()
+    assert (trio.attached(), trio.vm.node) == ([trio.c], trio.c)
+
+
+def test_a_vm_that_is_started_again_has_another_uid(trio: Trio) -> None:
+    trio.kubevirt.stop(trio.vm)
+    trio.cluster.wait_detached(trio.handle, trio.a)
+    again = trio.kubevirt.run("vm", claims=[trio.claim], node=trio.c)
+    assert again.uid != trio.vm.uid
+    assert trio.attached() == [trio.c]
+
+
 def test_post_copy_is_a_mode_of_the_run(trio: Trio) -> None:
     run = trio.kubevirt.migrate(trio.vm, to=trio.b, configuration={"allowPostCopy": True}).post_copy()
     assert (trio.state()["mode"], trio.state()["migrationConfiguration"]["allowPostCopy"]) == ("PostCopy", True)
