@@ -11,6 +11,7 @@ import argparse
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -220,10 +221,10 @@ def _keep(demo: Demo, console: Console) -> None:
         f"curl -s http://{demo.shim.address}/metrics | grep csi_plugin_operations",
     ):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
-    wanted = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    signal.sigwait(wanted)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
 
 
 def main() -> None:

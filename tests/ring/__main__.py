@@ -19,13 +19,14 @@ def main() -> None:
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="rds-csi-ring-") as folder, ControlPlane(Path(folder)) as plane, Kubelet(plane.api):
         install(plane)
+        ended = threading.Event()
+        # Before the first line is out: whoever reads it may end the ring at once.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
         console.print("ring: ready; Ctrl-C ends it", soft_wrap=True)
         print(f"export KUBECONFIG={plane.kubeconfig}")
         print(f"export PATH={plane.binaries['kubectl'].parent}:$PATH", flush=True)
-        asked = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: asked.set())
-        asked.wait()
+        ended.wait()
 
 
 if __name__ == "__main__":
