@@ -170,6 +170,16 @@ class Window(_Part):
     vmi: ObjectReference | None = None
     migration_name: str | None = None
     migration_uid: str | None = Field(default=None, alias="migrationUID")
+    source_pod: str | None = None
+    target_pod: str | None = None
+    """Launcher pods of the VM, in the namespace of ``vmi``."""
+    kubevirt_start_time: Time | None = None
+    kubevirt_end_time: Time | None = None
+    """As KubeVirt says, by the clocks of its nodes."""
+    kubevirt_timeout_seconds: int | None = None
+    """How long KubeVirt's run may take, from ``run_start_time``; absent where it has no limit, or not yet."""
+    run_start_time: Time | None = None
+    """When the operator first saw that the run had started."""
 
 
 class ClosedWindow(Window):

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from rds_records.kubevirt_evidence import Evidence, EvidenceUnavailable, LiveMigration, NotExplained, Rule
 from rds_records.record import (
     MAX_HISTORY,
     MAX_OUTBOX,
@@ -23,6 +24,7 @@ from rds_records.record import (
     Condition,
     Counts,
     DualAttachPolicy,
+    ObjectReference,
     Origin,
     OutboxEntry,
     Phase,
@@ -62,6 +64,7 @@ class Reason(StrEnum):
     MULTI_NODE_FILESYSTEM = "MultiNodeFilesystem"
     SINGLE_NODE = "AttachedElsewhere"
     NO_MIGRATION = "NoLiveMigration"
+    NO_EVIDENCE = "EvidenceUnavailable"
     NO_SLOT = "TwoNodesAttached"
     INCONSISTENT = "Inconsistent"
     LATE_DETACH = "LateDetach"
@@ -114,10 +117,30 @@ class Decided:
     changed: bool
 
 
-def attach(record: Record, node: str, access: Access, *, now: datetime, new_id: str, node_exists: bool | None) -> Decided | Refused:
+def needs_evidence(record: Record, node: str, access: Access) -> str | None:
+    """Return the holding node where an attach of this node depends on whether KubeVirt migrates a VM from there; else None."""
+    held = record.status.attachments
+    if record.spec.dual_attach_policy is not DualAttachPolicy.KUBEVIRT or len(held) != 1 or held[0].node_name == node:
+        return None
+    if _refuse_in_any_case(record, access) or _refuse_volume_mode(record, access) or _refuse_other_nodes(record, node, access):
+        return None
+    return held[0].node_name
+
+
+def attach(
+    record: Record,
+    node: str,
+    access: Access,
+    *,
+    now: datetime,
+    new_id: str,
+    node_exists: bool | None,
+    evidence: Evidence | None = None,
+) -> Decided | Refused:
     """Decide whether the node may use the volume, and record it.
 
     ``node_exists`` is None where nobody could tell. ``new_id`` names the attachment, and the window if this opens one.
+    ``evidence`` is wanted where ``needs_evidence`` says so, for its two nodes.
     """
     status = record.status
     held = status.attachment_of(node)
@@ -134,7 +157,10 @@ def attach(record: Record, node: str, access: Access, *, now: datetime, new_id: 
             f"be attached there a second time as {_describe_access(access)}; detach it from {node} first",
         )
     refusal = (
-        _refuse_volume_mode(record, access) or _refuse_other_nodes(record, node, access) or _refuse_node(record, node, node_exists)
+        _refuse_volume_mode(record, access)
+        or _refuse_other_nodes(record, node, access)
+        or _refuse_without_migration(record, node, evidence)
+        or _refuse_node(record, node, node_exists)
     )
     if refusal:
         return refusal
@@ -143,6 +169,8 @@ def attach(record: Record, node: str, access: Access, *, now: datetime, new_id: 
     attached = status.replace(attachments=(*status.attachments, attachment), refusals=refusals)
     if status.attachments:
         window = _open_window(record, status.attachments[0].node_name, node, now, new_id)
+        if isinstance(evidence, LiveMigration) and record.spec.dual_attach_policy is DualAttachPolicy.KUBEVIRT:
+            window = _of_run(window, evidence)
         attached = _announce(attached.replace(migration=window), _started(record, window))
     return Decided(_settled(record, attached, now), changed=True)
 
@@ -202,16 +230,41 @@ def _refuse_other_nodes(record: Record, node: str, access: Access) -> Refused | 
             f"volume {record.handle} is attached to node {holders} and cannot be attached to node {node}: {single} for one node "
             f"only; stop the pod on {holders} first, or use ReadWriteMany with volumeMode Block for live migration",
         )
-    if record.spec.dual_attach_policy is DualAttachPolicy.KUBEVIRT:
-        return Refused(
-            Code.FAILED_PRECONDITION,
-            Reason.NO_MIGRATION,
-            f"volume {record.handle} is attached to node {holders} and cannot be attached to node {node} too: its dualAttachPolicy "
-            "KubeVirt admits a second node only with evidence of a live migration, and this version does not look for any yet; "
-            f"stop the pod on {holders} first, or set spec.dualAttachPolicy: AnyTwoNodes on the record {record.metadata.name} if "
-            "whoever uses the volume arbitrates between two writers",
-        )
     return None
+
+
+def _refuse_without_migration(record: Record, node: str, evidence: Evidence | None) -> Refused | None:
+    held = record.status.attachments
+    if not held or record.spec.dual_attach_policy is not DualAttachPolicy.KUBEVIRT:
+        return None
+    holder = held[0].node_name
+    no = f"volume {record.handle} is attached to node {holder} and cannot be attached to node {node} too"
+    any_two = (
+        f"stop the pod on {holder} first, or set spec.dualAttachPolicy: AnyTwoNodes on the record {record.metadata.name} if "
+        "whoever uses the volume arbitrates between two writers"
+    )
+    again = "the attach is tried again (csi-attacher: at most 5 minutes later)"
+    match evidence:
+        case LiveMigration(source_node=source, target_node=target) if (source, target) == (holder, node):
+            return None
+        case LiveMigration():
+            text = f"{no} now: who holds it changed meanwhile; {again}"
+            return Refused(Code.UNAVAILABLE, Reason.NO_EVIDENCE, text)
+        case EvidenceUnavailable(text=trouble):
+            text = f"{no} now: whether KubeVirt migrates a VM from {holder} to {node} could not be found out: {trouble}; {again}"
+            return Refused(Code.UNAVAILABLE, Reason.NO_EVIDENCE, text)
+        case NotExplained(rule=Rule.NO_KUBEVIRT, text=why):
+            text = f"{no}: dualAttachPolicy KubeVirt, {Rule.NO_KUBEVIRT}: {why}; {any_two}; {again}"
+            return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text)
+        case NotExplained(rule=rule, text=why):
+            works = f"works once a live migration explains it or {holder} left"
+            text = f"{no}: dualAttachPolicy KubeVirt, {rule}: {why}; {again} and {works}"
+            return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text)
+    text = (
+        f"{no}: its dualAttachPolicy KubeVirt admits a second node only with evidence of a live migration, and this version does "
+        f"not look for any yet; {any_two}"
+    )
+    return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text)
 
 
 def _no_slot(record: Record, node: str, holders: str) -> str:
@@ -307,6 +360,17 @@ def _open_window(
 ) -> Window:
     window = Window(id=window_id, origin=origin, source_node=source, target_node=target, start_time=start)
     return _with_deadline(record, window)
+
+
+def _of_run(window: Window, run: LiveMigration) -> Window:
+    """Return the window with what KubeVirt's run is called."""
+    return window.replace(
+        vmi=ObjectReference(namespace=run.vmi.namespace, name=run.vmi.name, uid=run.vmi.uid),
+        migration_name=run.migration.name,
+        migration_uid=run.migration.uid,
+        source_pod=run.source_pod.name,
+        target_pod=run.target_pod.name,
+    )
 
 
 def _close_window(record: Record, status: Status, window: Window, gone: Sequence[str], now: datetime) -> Status:

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from rds_records.imports import Holder, import_attachments
+from rds_records.kubevirt_evidence import EvidenceUnavailable, NotExplained, Rule, no_kubevirt
 from rds_records.record import (
     MAX_HISTORY,
     MAX_OUTBOX,
@@ -36,10 +37,12 @@ from rds_records.transitions import (
     expire,
     go_duration,
     initialize,
+    needs_evidence,
     note_refusal,
     settle,
 )
 from tests.unit.records.crd import objections
+from tests.unit.records.kubevirt import live_migration
 from tests.unit.records.volumes import (
     ALONE,
     HANDLE,
@@ -196,6 +199,71 @@ def test_under_kubevirt_a_second_node_without_evidence_is_refused_with_the_rule(
     assert (refused.code, refused.reason) == (Code.FAILED_PRECONDITION, Reason.NO_MIGRATION)
     assert "dualAttachPolicy" in refused.message
     assert "AnyTwoNodes" in refused.message
+
+
+def kubevirt_volume(**changes: object) -> Record:
+    return attached(fresh(dual_attach_policy=KUBEVIRT, **changes), "node-a")
+
+
+@pytest.mark.requirement("R7")
+def test_under_kubevirt_a_live_migration_opens_a_window_that_names_it() -> None:
+    record = yes(ask(kubevirt_volume(), "node-b", now=at(5), evidence=live_migration("node-a", "node-b")))
+    opened = window(record)
+    assert (opened.source_node, opened.target_node, opened.start_time) == ("node-a", "node-b", at(5))
+    assert opened.vmi is not None
+    assert (opened.vmi.namespace, opened.vmi.name, opened.vmi.uid) == ("vms", "database", "database-uid")
+    assert (opened.migration_name, opened.migration_uid) == ("migration-run-1", "run-1")
+    assert (opened.source_pod, opened.target_pod) == ("virt-launcher-database-aaaaa", "virt-launcher-database-run-1")
+    assert (opened.timeout_seconds, opened.deadline_time) == (None, None)
+    assert objections(record) == []
+
+
+@pytest.mark.requirement("R7")
+def test_under_kubevirt_a_no_is_told_with_its_rule_and_when_it_is_tried_again() -> None:
+    why = NotExplained(Rule.FOREIGN_POD, "pod backup on node node-a uses the claim database-root too")
+    refused = no(ask(kubevirt_volume(), "node-b", evidence=why))
+    assert (refused.code, refused.reason) == (Code.FAILED_PRECONDITION, Reason.NO_MIGRATION)
+    for word in (HANDLE, "node-a", "node-b", "ForeignPod", "pod backup", "csi-attacher: at most 5 minutes later"):
+        assert word in refused.message
+    assert "AnyTwoNodes" not in refused.message
+
+
+def test_where_there_is_no_kubevirt_the_refusal_names_the_other_policy() -> None:
+    refused = no(ask(kubevirt_volume(), "node-b", evidence=no_kubevirt("node-a", "node-b")))
+    assert (refused.code, refused.reason) == (Code.FAILED_PRECONDITION, Reason.NO_MIGRATION)
+    assert "dualAttachPolicy: AnyTwoNodes" in refused.message
+    assert "NoKubeVirt" in refused.message
+
+
+def test_where_nobody_could_tell_whether_a_vm_migrates_the_answer_is_unavailable() -> None:
+    refused = no(ask(kubevirt_volume(), "node-b", evidence=EvidenceUnavailable("pods of vms: 403 Forbidden")))
+    assert (refused.code, refused.reason) == (Code.UNAVAILABLE, Reason.NO_EVIDENCE)
+    assert "403 Forbidden" in refused.message
+
+
+@pytest.mark.parametrize(("source", "target"), [("node-b", "node-a"), ("node-c", "node-b"), ("node-a", "node-c")])
+def test_evidence_for_other_nodes_than_those_of_the_record_is_out_of_date(source: str, target: str) -> None:
+    refused = no(ask(kubevirt_volume(), "node-b", evidence=live_migration(source, target)))
+    assert (refused.code, refused.reason) == (Code.UNAVAILABLE, Reason.NO_EVIDENCE)
+    assert "changed meanwhile" in refused.message
+
+
+def test_evidence_counts_only_under_the_policy_that_asks_for_it() -> None:
+    record = yes(ask(attached(fresh(), "node-a"), "node-b", now=at(1), evidence=live_migration("node-a", "node-b")))
+    assert (window(record).migration_uid, window(record).timeout_seconds) == (None, 300)
+    single = attached(fresh(dual_attach_policy=KUBEVIRT), "node-a", access=ALONE)
+    assert no(ask(single, "node-b", evidence=live_migration("node-a", "node-b"))).reason is Reason.SINGLE_NODE
+
+
+def test_evidence_is_needed_for_a_second_node_of_a_shared_volume_under_kubevirt_only() -> None:
+    record = kubevirt_volume()
+    assert needs_evidence(record, "node-b", SHARED) == "node-a"
+    assert needs_evidence(record, "node-a", SHARED) is None
+    assert needs_evidence(record, "node-b", ALONE) is None
+    assert needs_evidence(fresh(dual_attach_policy=KUBEVIRT), "node-b", SHARED) is None
+    assert needs_evidence(attached(fresh(), "node-a"), "node-b", SHARED) is None
+    two = yes(ask(record, "node-b", evidence=live_migration("node-a", "node-b")))
+    assert needs_evidence(two, "node-c", SHARED) is None
 
 
 def test_a_second_node_must_exist_too() -> None:

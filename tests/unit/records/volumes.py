@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rds_records.kubevirt_evidence import Evidence
 from rds_records.names import FINALIZER, file_path_for, nqn_for
 from rds_records.record import AccessMode, DualAttachPolicy, Metadata, Record, Spec, Target, VolumeMode, Window
 from rds_records.transitions import Access, Decided, Refused, attach, detach, initialize
@@ -50,11 +51,17 @@ def fresh(**changes: Any) -> Record:
 
 
 def ask(
-    record: Record, node: str, access: Access = SHARED, *, now: datetime = START, exists: bool | None = True
+    record: Record,
+    node: str,
+    access: Access = SHARED,
+    *,
+    now: datetime = START,
+    exists: bool | None = True,
+    evidence: Evidence | None = None,
 ) -> Decided | Refused:
     """Ask for the node; the attachment's id is named after node and moment."""
     new_id = f"{node}-{int((now - START).total_seconds())}"
-    return attach(record, node, access, now=now, new_id=new_id, node_exists=exists)
+    return attach(record, node, access, now=now, new_id=new_id, node_exists=exists, evidence=evidence)
 
 
 def attached(record: Record, *nodes: str, access: Access = SHARED, now: datetime = START) -> Record:
