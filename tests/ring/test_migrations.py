@@ -231,8 +231,10 @@ class Play:
         cluster.wait_event(story.claims["overdue"], "AttachmentConflict")
         self.look("refused")
         cluster.delete_pod(third_pod)
-        # csi-attacher asks for the third node as long as its VolumeAttachment is there; it must not be next when a slot is free.
-        cluster.wait_detached(handle, self.third, timeout=60)
+        # The attach/detach controller leaves the VolumeAttachment of a refused attach behind for a while, and csi-attacher goes on
+        # asking as long as it is there; the third node must not be next when a slot is free.
+        cluster.delete_attachment(handle, self.third)
+        cluster.wait_detached(handle, self.third)
 
     def end(self) -> None:
         """Whoever is still attached twice leaves one node."""
