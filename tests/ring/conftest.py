@@ -19,7 +19,7 @@ from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator, Shim
 from tests.ring.installation import install
 from tests.ring.kubelet import Kubelet
-from tests.ring.kubevirt import KubeVirt, install_kinds
+from tests.ring.kubevirt import KubeVirt, install_kinds, remove_kinds
 from tests.ring.processes import Process, known_processes
 from tests.ring.proxy import Proxy
 from tests.ring.rpc import Csi
@@ -82,11 +82,12 @@ def cluster(installed: ControlPlane, kubelet: Kubelet) -> Iterator[Cluster]:
     cluster.clean_up()
 
 
-@pytest.fixture(scope="session")
-def kubevirt_kinds(installed: ControlPlane) -> ControlPlane:
-    """The control plane with KubeVirt's kinds."""
+@pytest.fixture(scope="module")
+def kubevirt_kinds(installed: ControlPlane) -> Iterator[ControlPlane]:
+    """The control plane with KubeVirt's kinds; files that do not ask for them meet a cluster without KubeVirt."""
     install_kinds(installed.api)
-    return installed
+    yield installed
+    remove_kinds(installed.api)
 
 
 @pytest.fixture
