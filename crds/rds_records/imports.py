@@ -39,6 +39,11 @@ def volumes_of(handle: str, volumes: Iterable[Object], driver: str = DRIVER_NAME
     return [volume for volume in volumes if _csi(volume).get("driver") == driver and _csi(volume).get("volumeHandle") == handle]
 
 
+def is_released(volume: Object) -> bool:
+    """Tell whether a PersistentVolume has lost its claim for good, or is being deleted."""
+    return "deletionTimestamp" in volume["metadata"] or volume.get("status", {}).get("phase") in {"Released", "Failed"}
+
+
 def holders(
     handle: str,
     volume_names: Iterable[str],

@@ -256,10 +256,14 @@ class Attachments:
     async def _reconcile_volume(
         self, handle: str, record: Record | None, volumes: list[imports.Object], attachments: list[dict[str, Any]]
     ) -> bool:
-        if record is None or not record.initialized:
-            return await self._import_from(handle, record, volumes, attachments, caller=None, attaching=False) is not None
         names = [volume["metadata"]["name"] for volume in volumes]
         found = imports.holders(handle, names, attachments, driver=self.driver)
+        if record is None and not found and all(map(imports.is_released, volumes)):
+            # Maybe DeleteVolume was answered and csi-provisioner is about to remove the PersistentVolume: nobody would ever remove
+            # a record that is made now. If the volume is to live on, its next publish or deletion imports it.
+            return False
+        if record is None or not record.initialized:
+            return await self._import_from(handle, record, volumes, attachments, caller=None, attaching=False) is not None
         # Only what is attached for certain: a pending one is decided by its own publish.
         missing = [holder for holder in found if holder.attached and not record.status.attachment_of(holder.node)]
         return bool(missing) and await self._add_missing(record, missing)

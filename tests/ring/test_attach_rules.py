@@ -381,6 +381,22 @@ def test_the_older_attachment_is_the_source_whatever_the_attachments_are_called(
         assert (window["sourceNode"], window["targetNode"], window["origin"]) == (older, younger, "Imported")
 
 
+def test_a_volume_that_is_on_its_way_out_gets_no_record_when_a_shim_starts(
+    cluster: Cluster, make_shim: MakeShim, nodes: tuple[str, ...]
+) -> None:
+    released, volume = cluster.make_static_volume(), cluster.make_static_volume(bound=False)
+    cluster.delete_claim(released.claim)
+
+    def is_released() -> bool:
+        return bool(cluster.api.get("PersistentVolume", released.pv)["status"]["phase"] == "Released")
+
+    eventually("the claim is gone", is_released)
+    shim = make_shim()
+    cluster.wait_phase(volume.handle, "Detached")
+    eventually("the shim has compared everything", lambda: "records compared with VolumeAttachments" in shim.output())
+    assert cluster.record(released.handle) is None
+
+
 @pytest.mark.requirement("R24")
 def test_a_volume_that_cannot_be_recorded_keeps_no_other_from_its_import(
     cluster: Cluster, make_shim: MakeShim, nodes: tuple[str, ...]
