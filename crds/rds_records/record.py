@@ -15,6 +15,9 @@ from rds_records.names import API_GROUP, API_VERSION, KIND, record_name
 MAX_HISTORY = 10
 """Closed windows kept on a record; entries that still wait for their result are kept beyond it."""
 
+MAX_PENDING = 20
+"""Ended windows that may wait for KubeVirt's verdict; beyond it who left decides for the oldest."""
+
 MAX_OUTBOX = 32
 MAX_REFUSALS = 4
 MAX_ATTACHMENTS = 16
@@ -95,6 +98,8 @@ class Origin(StrEnum):
 
     PUBLISH = "Publish"
     IMPORTED = "Imported"
+    OBSERVED = "Observed"
+    """KubeVirt began another run between two nodes that were both attached; no CSI call tells."""
 
 
 class Announcement(StrEnum):
@@ -106,6 +111,11 @@ class Announcement(StrEnum):
     TIMED_OUT = "TimedOut"
     ENDED = "Ended"
     """A window closed whose result had been announced before."""
+    VERDICT = "Verdict"
+    """KubeVirt told its result of a window that had got one without it, as by its deadline."""
+    SLOW_START = "SlowStart"
+    LEAVING_OVERDUE = "LeavingOverdue"
+    LONG_RUN = "LongRun"
     COLLAPSED = "Collapsed"
     """Totals of entries for which the outbox had no room."""
 
@@ -166,6 +176,9 @@ class Window(_Part):
     result_time: Time | None = None
     kubevirt_result: Result | None = None
     reason: str | None = None
+    """On what ground there is a result."""
+    failure_reason: str | None = None
+    """Why, in KubeVirt's words."""
     live_node: str | None = None
     vmi: ObjectReference | None = None
     migration_name: str | None = None
@@ -180,6 +193,10 @@ class Window(_Part):
     """How long KubeVirt's run may take, from ``run_start_time``; absent where it has no limit, or not yet."""
     run_start_time: Time | None = None
     """When the operator first saw that the run had started."""
+    slow_start_time: Time | None = None
+    leaving_overdue_time: Time | None = None
+    long_run_time: Time | None = None
+    """When somebody was warned, once per window each."""
 
 
 class ClosedWindow(Window):
@@ -211,6 +228,10 @@ class OutboxEntry(_Part):
     message: str = ""
     duration_seconds: float | None = None
     """Present where a window closed with this transition: the time that both nodes were attached."""
+    kubevirt_duration_seconds: float | None = None
+    """Present where KubeVirt's verdict says when its run began and ended."""
+    vmi: ObjectReference | None = None
+    """The VM of the migration, for Events of its own."""
     clock_clamped: bool | None = None
     """True where the clocks said that the window ended before it began; its duration is then 0."""
     counts: Counts | None = None
@@ -227,6 +248,8 @@ class Refusal(_Part):
     first_time: Time
     last_time: Time
     count: int
+    vmi: ObjectReference | None = None
+    """The VM whose pod waits for the volume, where that is known."""
 
 
 class Condition(_Part):
@@ -265,6 +288,11 @@ class Status(_Part):
     def attachment_of(self, node: str) -> Attachment | None:
         """Return the node's attachment, or None."""
         return next((held for held in self.attachments if held.node_name == node), None)
+
+    @property
+    def pending(self) -> tuple[ClosedWindow, ...]:
+        """The ended windows that wait for KubeVirt's verdict, oldest first."""
+        return tuple(window for window in self.history if window.result is None)
 
     def condition(self, kind: str) -> Condition | None:
         """Return the condition of that type, or None."""

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
+from rds_records import messages
 from rds_records.kubevirt_evidence import Evidence, EvidenceUnavailable, LiveMigration, NotExplained, Rule
+from rds_records.kubevirt_runs import Verdict, VerdictGround
 from rds_records.record import (
     MAX_HISTORY,
     MAX_OUTBOX,
+    MAX_PENDING,
     MAX_REFUSALS,
     AccessMode,
     Announcement,
@@ -37,6 +40,22 @@ from rds_records.record import (
 )
 
 ANY_TWO_NODES_TIMEOUT_SECONDS: Final = 300
+SLOW_START: Final = timedelta(minutes=20)
+"""A migration that did not start to move its VM for that long deserves a warning; KubeVirt has no limit for it."""
+
+LEAVING_OVERDUE: Final = timedelta(minutes=10)
+"""How long after the result both nodes may stay attached without a warning."""
+
+LONG_RUN: Final = timedelta(hours=2)
+"""A run without a limit deserves a warning after that."""
+
+MAX_MESSAGE: Final = 2048
+MAX_SECONDS: Final = 2**31 - 1
+
+go_duration = messages.go_duration
+
+AnyWindow = TypeVar("AnyWindow", bound=Window)
+
 REFUSAL_REPEAT: Final = timedelta(minutes=1)
 """A repeated refusal is written at most this often."""
 
@@ -78,6 +97,8 @@ class Ground(StrEnum):
     ROLLED_BACK = "RolledBack"
     ALL_LEFT = "AllLeft"
     TIMEOUT = "Timeout"
+    SUPERSEDED = "Superseded"
+    """KubeVirt began another run between the two nodes, and said nothing of this one: where the VM runs decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +128,8 @@ class Refused:
     code: Code
     reason: Reason
     message: str
+    vmi: ObjectReference | None = None
+    """The VM whose pod waits, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +191,9 @@ def attach(
     refusals = tuple(refused for refused in status.refusals if refused.node_name != node)
     attached = status.replace(attachments=(*status.attachments, attachment), refusals=refusals)
     if status.attachments:
-        window = _open_window(record, status.attachments[0].node_name, node, now, new_id)
-        if isinstance(evidence, LiveMigration) and record.spec.dual_attach_policy is DualAttachPolicy.KUBEVIRT:
-            window = _of_run(window, evidence)
+        asked = record.spec.dual_attach_policy is DualAttachPolicy.KUBEVIRT
+        run = evidence if asked and isinstance(evidence, LiveMigration) else None
+        window = _open_window(record, status.attachments[0].node_name, node, now, new_id, run=run)
         attached = _announce(attached.replace(migration=window), _started(record, window))
     return Decided(_settled(record, attached, now), changed=True)
 
@@ -254,12 +277,13 @@ def _refuse_without_migration(record: Record, node: str, evidence: Evidence | No
             text = f"{no} now: whether KubeVirt migrates a VM from {holder} to {node} could not be found out: {trouble}; {again}"
             return Refused(Code.UNAVAILABLE, Reason.NO_EVIDENCE, text)
         case NotExplained(rule=Rule.NO_KUBEVIRT, text=why):
+            # Nothing will ever explain it here, so the other policy is named; nowhere else, because it lets any pod in.
             text = f"{no}: dualAttachPolicy KubeVirt, {Rule.NO_KUBEVIRT}: {why}; {any_two}; {again}"
             return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text)
         case NotExplained(rule=rule, text=why):
             works = f"works once a live migration explains it or {holder} left"
             text = f"{no}: dualAttachPolicy KubeVirt, {rule}: {why}; {again} and {works}"
-            return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text)
+            return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text, _vmi_of(evidence))
     text = (
         f"{no}: its dualAttachPolicy KubeVirt admits a second node only with evidence of a live migration, and this version does "
         f"not look for any yet; {any_two}"
@@ -267,16 +291,27 @@ def _refuse_without_migration(record: Record, node: str, evidence: Evidence | No
     return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text)
 
 
+def _vmi_of(evidence: NotExplained) -> ObjectReference | None:
+    if evidence.vmi is None or not evidence.namespace:
+        return None
+    return ObjectReference(namespace=evidence.namespace, name=evidence.vmi.name, uid=evidence.vmi.uid or None)
+
+
 def _no_slot(record: Record, node: str, holders: str) -> str:
     window = record.status.migration
     text = f"volume {record.handle} is attached to nodes {holders}, the limit, and cannot be attached to node {node} too"
     if window is None:
         return f"{text}; detach it from all but one of them first"
-    text += f": a migration from {window.source_node} to {window.target_node} runs since {_clock(window.start_time)}"
+    text += f": a migration from {window.source_node} to {window.target_node} runs since {messages.clock(window.start_time)}"
     if window.result:
         text += f" (result: {window.result})"
+        leaving = messages.leaving_node(window)
+        text += f" and node {leaving} has to leave" if leaving else ""
+        overdue = record.status.condition("LeavingOverdue")
+        if overdue and overdue.status == "True":
+            text += f"; {overdue.message}"
     elif window.deadline_time:
-        text += f", its deadline is {_clock(window.deadline_time)}"
+        text += f", its deadline is {messages.clock(window.deadline_time)}"
     return f"{text}; the attach is tried again (csi-attacher: at most 5 minutes later) and works once one of the two has left"
 
 
@@ -302,7 +337,7 @@ def detach(record: Record, node: str, *, attachment_id: str | None, wanted: bool
     if held is None:
         return _clear_refusal(record, node)
     if held.id != attachment_id or wanted:
-        since = f"is attached to node {node} since {_clock(held.attach_time)}"
+        since = f"is attached to node {node} since {messages.clock(held.attach_time)}"
         why = "its VolumeAttachment exists and is not being deleted" if wanted else "that is a newer attachment than the one to end"
         return Refused(Code.ABORTED, Reason.LATE_DETACH, f"volume {record.handle} {since}: {why}; this detach came too late")
     return Decided(_without(record, (node,), now), changed=True)
@@ -356,16 +391,24 @@ def open_imported_window(record: Record, start: datetime) -> Record:
 
 
 def _open_window(
-    record: Record, source: str, target: str, start: datetime, window_id: str, origin: Origin = Origin.PUBLISH
+    record: Record,
+    source: str,
+    target: str,
+    start: datetime,
+    window_id: str,
+    *,
+    origin: Origin = Origin.PUBLISH,
+    run: LiveMigration | None = None,
 ) -> Window:
     window = Window(id=window_id, origin=origin, source_node=source, target_node=target, start_time=start)
-    return _with_deadline(record, window)
+    return _with_deadline(record, _of_run(window, run) if run else window)
 
 
 def _of_run(window: Window, run: LiveMigration) -> Window:
     """Return the window with what KubeVirt's run is called."""
     return window.replace(
-        vmi=ObjectReference(namespace=run.vmi.namespace, name=run.vmi.name, uid=run.vmi.uid),
+        vmi=ObjectReference(namespace=run.vmi.namespace, name=run.vmi.name, uid=run.vmi.uid or None),
+        live_node=run.vmi.node or None,
         migration_name=run.migration.name,
         migration_uid=run.migration.uid,
         source_pod=run.source_pod.name,
@@ -374,35 +417,39 @@ def _of_run(window: Window, run: LiveMigration) -> Window:
 
 
 def _close_window(record: Record, status: Status, window: Window, gone: Sequence[str], now: datetime) -> Status:
+    """Return the status after these nodes of the window left: with a result, or waiting for KubeVirt's verdict."""
     result, ground, live = _outcome(window, gone)
+    kind = Announcement.ENDED
+    if window.result is None and window.migration_uid is None:
+        window = window.replace(result=result, result_time=now, reason=ground.value)
+        kind = Announcement(result.value)
+    return _to_history(record, status, window.replace(live_node=live), kind, gone, now)
+
+
+def _to_history(record: Record, status: Status, window: Window, kind: Announcement, gone: Sequence[str], now: datetime) -> Status:
     elapsed = (now - window.start_time).total_seconds()
     duration = max(0.0, round(elapsed, 3))
-    known = window.result
     closed = ClosedWindow.model_validate(
         {
             **window.model_dump(exclude_none=True),
-            "result": known or result,
-            "result_time": window.result_time or now,
-            "reason": window.reason or ground,
-            "live_node": live,
             "end_time": max(now, window.start_time),
             "left_node": gone[0] if len(gone) == 1 else None,
             "duration_seconds": duration,
         }
     )
-    kind = Announcement.ENDED if known else Announcement(result.value)
-    entry = OutboxEntry(
-        id=f"{window.id}-{kind.lower()}",
-        kind=kind,
-        time=now,
-        source_node=window.source_node,
-        target_node=window.target_node,
-        message=_ended_message(record, window, kind, gone, duration),
-        duration_seconds=duration,
-        clock_clamped=True if elapsed < 0 else None,
-    )
-    history = (*status.history, closed)[-MAX_HISTORY:]
-    return _announce(status.replace(migration=None, history=history), entry)
+    told = {
+        Announcement.SUCCEEDED: lambda: messages.completed(record.handle, window, duration, gone),
+        Announcement.FAILED: lambda: messages.failed(record.handle, window, duration, gone),
+        Announcement.ENDED: lambda: messages.ended(record.handle, window, duration, gone),
+    }
+    entry = _entry(window, kind, told[kind](), now).replace(duration_seconds=duration, clock_clamped=True if elapsed < 0 else None)
+    status = _announce(status.replace(migration=None, history=(*status.history, closed)), entry)
+    # A record has room for so many; an operator that is away for that long must not stop a detach.
+    while len(status.pending) > MAX_PENDING:
+        status = _decide_by_who_left(record, status, status.pending[0], now)
+    with_result = [old.id for old in status.history if old.result]
+    dropped = set(with_result[:-MAX_HISTORY])
+    return status.replace(history=tuple(old for old in status.history if old.id not in dropped))
 
 
 def _outcome(window: Window, gone: Sequence[str]) -> tuple[Result, Ground, str | None]:
@@ -424,35 +471,260 @@ def expire(record: Record, *, now: datetime, elapsed: timedelta) -> Record | Non
     if window is None or window.result:
         return None
     current = _with_deadline(record, window)
-    if current.timeout_seconds is None or elapsed < timedelta(seconds=current.timeout_seconds):
+    limit = time_limit(record)
+    if limit is None or elapsed < limit:
         if current == window:
             return None
         return _settled(record, record.status.replace(migration=current), now)
     timed_out = current.replace(result=Result.TIMED_OUT, result_time=now, reason=Ground.TIMEOUT.value)
-    entry = OutboxEntry(
-        id=f"{window.id}-timedout",
-        kind=Announcement.TIMED_OUT,
-        time=now,
-        source_node=window.source_node,
-        target_node=window.target_node,
-        message=_timed_out_message(record, current, elapsed),
-    )
+    entry = _entry(window, Announcement.TIMED_OUT, messages.timed_out(record.handle, current, elapsed), now)
     return _settled(record, _announce(record.status.replace(migration=timed_out), entry), now)
 
 
 def timeout_of(record: Record) -> int | None:
-    """Return the seconds after which a window of this volume is TimedOut; None where only KubeVirt's own limit counts."""
+    """Return the seconds of the limit that counts now: of the open window, else of one to come; None where there is none yet."""
+    limit = _limit(record, record.status.migration)
+    return limit[0] if limit else None
+
+
+def time_limit(record: Record) -> timedelta | None:
+    """Return how long the open window may be open, counted from its start; None where it has no deadline (yet)."""
+    window = record.status.migration
+    limit = _limit(record, window)
+    if window is None or limit is None:
+        return None
+    seconds, since = limit
+    return timedelta(seconds=seconds) + ((since or window.start_time) - window.start_time)
+
+
+def _limit(record: Record, window: Window | None) -> tuple[int, datetime | None] | None:
+    """Return a limit in seconds and the moment from which it counts (None: the window's start)."""
     if record.spec.migration_timeout_seconds is not None:
-        return record.spec.migration_timeout_seconds
+        return record.spec.migration_timeout_seconds, None
+    if window and window.migration_uid:
+        # Windows follow the run that opened them, also where the policy is edited meanwhile.
+        known = window.kubevirt_timeout_seconds and window.run_start_time
+        return (window.kubevirt_timeout_seconds or 0, window.run_start_time) if known else None
     if record.spec.dual_attach_policy is DualAttachPolicy.ANY_TWO_NODES:
-        return ANY_TWO_NODES_TIMEOUT_SECONDS
+        return ANY_TWO_NODES_TIMEOUT_SECONDS, None
     return None
 
 
 def _with_deadline(record: Record, window: Window) -> Window:
-    timeout = timeout_of(record)
-    deadline = None if timeout is None else window.start_time + timedelta(seconds=timeout)
-    return window.replace(timeout_seconds=timeout, deadline_time=deadline)
+    limit = _limit(record, window)
+    if limit is None:
+        return window.replace(timeout_seconds=None, deadline_time=None)
+    seconds, since = limit
+    return window.replace(timeout_seconds=seconds, deadline_time=(since or window.start_time) + timedelta(seconds=seconds))
+
+
+def observe_run(
+    record: Record,
+    *,
+    start: datetime | None,
+    timeout_seconds: int | None,
+    live_node: str | None,
+    now: datetime,
+    migration_uid: str | None = None,
+) -> Decided:
+    """Keep in the open window what KubeVirt says of its run while it goes on; ``migration_uid`` is the run that was looked at.
+
+    ``start`` is KubeVirt's startTimestamp, another machine's clock: the deadline counts from the first time that anybody here saw
+    it. ``timeout_seconds`` is None where KubeVirt has no limit, also where it has none any more (post-copy).
+    """
+    window = record.status.migration
+    if window is None or window.migration_uid is None or migration_uid not in {None, window.migration_uid}:
+        return Decided(record, changed=False)
+    seen = window.run_start_time or (max(now, window.start_time) if start else None)
+    current = window.replace(
+        live_node=live_node or window.live_node,
+        kubevirt_start_time=start or window.kubevirt_start_time,
+        kubevirt_timeout_seconds=None if timeout_seconds is None else min(timeout_seconds, MAX_SECONDS),
+        run_start_time=seen,
+    )
+    if not window.result:
+        current = _with_deadline(record, current)
+    if current == window:
+        return Decided(record, changed=False)
+    return Decided(_settled(record, record.status.replace(migration=current), now), changed=True)
+
+
+def conclude(record: Record, verdict: Verdict, *, now: datetime) -> Decided:
+    """Take in what KubeVirt says of a run: the result of its window, open or ended, or beside a result that was set without it.
+
+    A second time it changes nothing, so a lost answer or a second look does no harm.
+    """
+    status = record.status
+    window = status.migration
+    if window and window.migration_uid == verdict.migration_uid:
+        known = _with_verdict(window, verdict, now)
+        if known:
+            known = known.replace(live_node=verdict.live_node or window.live_node)
+            status = _announce(status.replace(migration=known), _concluded(record, window, known, now))
+    for old in status.history:
+        known = _with_verdict(old, verdict, now) if old.migration_uid == verdict.migration_uid else None
+        if known:
+            history = tuple(known if one.id == old.id else one for one in status.history)
+            status = _announce(status.replace(history=history), _concluded(record, old, known, now))
+    if status is record.status:
+        return Decided(record, changed=False)
+    return Decided(_settled(record, status, now), changed=True)
+
+
+def _with_verdict(window: AnyWindow, verdict: Verdict, now: datetime) -> AnyWindow | None:
+    """Return the window with the verdict in it; None where KubeVirt's was known already."""
+    if window.kubevirt_result or window.reason in set(VerdictGround):
+        return None
+    told = window.replace(
+        failure_reason=verdict.reason[:1024] or None,
+        kubevirt_start_time=verdict.start or window.kubevirt_start_time,
+        kubevirt_end_time=verdict.end or window.kubevirt_end_time,
+    )
+    if window.result:
+        return told.replace(kubevirt_result=verdict.result)
+    return told.replace(result=verdict.result, result_time=now, reason=verdict.ground)
+
+
+def _concluded(record: Record, before: Window, window: Window, now: datetime) -> OutboxEntry:
+    """Return what is told of a window that got KubeVirt's verdict, or that of who left."""
+    if before.result:
+        kind, text = Announcement.VERDICT, messages.verdict(record.handle, window)
+    else:
+        closed = window if isinstance(window, ClosedWindow) else None
+        duration = closed.duration_seconds if closed else (now - window.start_time).total_seconds()
+        kind = Announcement.SUCCEEDED if window.result is Result.SUCCEEDED else Announcement.FAILED
+        say = messages.completed if kind is Announcement.SUCCEEDED else messages.failed
+        text = say(record.handle, window, duration, _gone(closed) if closed else ())
+    start, end = window.kubevirt_start_time, window.kubevirt_end_time
+    took = max(0.0, round((end - start).total_seconds(), 3)) if start and end else None
+    return _entry(window, kind, text, now).replace(kubevirt_duration_seconds=took)
+
+
+def _gone(window: ClosedWindow) -> tuple[str, ...]:
+    """Return who left when the window ended; nobody where another one began between the same two nodes."""
+    if window.left_node:
+        return (window.left_node,)
+    return () if window.reason == Ground.SUPERSEDED else (window.source_node, window.target_node)
+
+
+def conclude_pending(record: Record, window_id: str, *, now: datetime) -> Decided:
+    """Let who left decide for an ended window that waits for a verdict that nobody can read."""
+    window = next((old for old in record.status.pending if old.id == window_id), None)
+    if window is None:
+        return Decided(record, changed=False)
+    return Decided(_settled(record, _decide_by_who_left(record, record.status, window, now), now), changed=True)
+
+
+def _decide_by_who_left(record: Record, status: Status, window: ClosedWindow, now: datetime) -> Status:
+    result, ground, _ = _outcome(window, _gone(window))
+    known = window.replace(result=result, result_time=now, reason=ground.value)
+    history = tuple(known if old.id == window.id else old for old in status.history)
+    return _announce(status.replace(history=history), _concluded(record, window, known, now))
+
+
+def supersede(record: Record, run: LiveMigration, old: Verdict | None, *, now: datetime, new_id: str) -> Decided:
+    """Follow KubeVirt to another run between the two attached nodes: end the open window and open the next, with the run's roles.
+
+    The old window ends by its verdict ``old``, else by where the VM runs. A window that was found rather than admitted, and names
+    no migration yet, becomes the window of the run where the roles are the same. ``new_id`` names the new window.
+    """
+    window = record.status.migration
+    nodes = {held.node_name for held in record.status.attachments}
+    if window is None or window.migration_uid == run.migration.uid or nodes != {run.source_node, run.target_node}:
+        return Decided(record, changed=False)
+    if window.migration_uid is None and not window.result and window.source_node == run.source_node:
+        status = record.status.replace(migration=_with_deadline(record, _of_run(window, run)))
+        return Decided(_settled(record, status, now), changed=True)
+    if old and old.migration_uid == window.migration_uid:
+        record = conclude(record, old, now=now).record
+    status = record.status
+    window = status.migration or window
+    live = run.vmi.node or None
+    if window.result is None:
+        result = Result.SUCCEEDED if live == window.target_node else Result.FAILED
+        decided = window.replace(result=result, result_time=now, reason=Ground.SUPERSEDED.value, live_node=live)
+        status = _announce(status, _concluded(record, window, decided, now))
+        window = decided
+    status = _to_history(record, status, window.replace(live_node=live), Announcement.ENDED, (), now)
+    opened = _open_window(record, run.source_node, run.target_node, now, new_id, origin=Origin.OBSERVED, run=run)
+    status = _announce(status.replace(migration=opened), _started(record, opened))
+    return Decided(_settled(record, status, now), changed=True)
+
+
+def warn(record: Record, *, now: datetime, detail: str = "") -> Record | None:
+    """Return the record with a warning about its open window that is due, told once per window; None where nothing changes.
+
+    A run that does not start, one without a limit that goes on, a node that should have left: none of them is a result. ``detail``
+    says where it hangs, or what is known of the node; where it changes later, only the condition does.
+    """
+    window = record.status.migration
+    if window is None:
+        return None
+    if window.result is None and window.migration_uid:
+        since, name, after = window.start_time, "slow_start_time", SLOW_START
+        if window.run_start_time:
+            since, name, after = window.run_start_time, "long_run_time", LONG_RUN
+            if window.timeout_seconds is not None:
+                return None
+    elif window.result in {Result.SUCCEEDED, Result.FAILED}:
+        since, name, after = window.result_time or now, "leaving_overdue_time", LEAVING_OVERDUE
+    else:
+        return None
+    elapsed = now - since
+    if elapsed < after:
+        return None
+    kind = _WARNINGS[name]
+    text = {
+        Announcement.SLOW_START: lambda: messages.slow_start(record.handle, window, elapsed, detail),
+        Announcement.LONG_RUN: lambda: messages.long_run(record.handle, window, elapsed),
+        Announcement.LEAVING_OVERDUE: lambda: messages.leaving_overdue(record.handle, window, elapsed, detail),
+    }[kind]()
+    return _warned(record, window, name, text, detail, now)
+
+
+_WARNINGS: Final = {
+    "slow_start_time": Announcement.SLOW_START,
+    "leaving_overdue_time": Announcement.LEAVING_OVERDUE,
+    "long_run_time": Announcement.LONG_RUN,
+}
+"""Which field of a window says that a warning was given; the kind is the condition's type too."""
+
+
+def _warned(record: Record, window: Window, name: str, text: str, detail: str, now: datetime) -> Record | None:
+    status, kind = record.status, _WARNINGS[name]
+    before = status.condition(kind)
+    holds = before is not None and before.status == "True"
+    message = f"{_warning(window, kind)}; {detail}" if detail else _warning(window, kind)
+    if getattr(window, name) is None:
+        status = _announce(status.replace(migration=window.replace(**{name: now})), _entry(window, kind, text, now))
+    elif holds and before and (not detail or before.message == message):
+        return None
+    since = before.last_transition_time if holds and before else now
+    condition = Condition(type=kind.value, status="True", reason=kind.value, message=message, last_transition_time=since)
+    others = tuple(other for other in status.conditions if other.type != kind.value)
+    return _settled(record, status.replace(conditions=(*others, condition)), now)
+
+
+def _warning(window: Window, kind: Announcement) -> str:
+    if kind is Announcement.LEAVING_OVERDUE:
+        since = messages.clock(window.result_time) if window.result_time else "long ago"
+        node = messages.leaving_node(window)
+        return f"{window.result} since {since}, and node {node} has not left; {messages.release(window)}"
+    if kind is Announcement.SLOW_START:
+        return f"two nodes are attached since {messages.clock(window.start_time)} and KubeVirt has not started to move the VM"
+    return f"KubeVirt moves the VM since {messages.clock(window.run_start_time or window.start_time)} and sets no limit"
+
+
+def _entry(window: Window, kind: Announcement, text: str, now: datetime) -> OutboxEntry:
+    return OutboxEntry(
+        id=f"{window.id}-{kind.lower()}",
+        kind=kind,
+        time=now,
+        source_node=window.source_node,
+        target_node=window.target_node,
+        message=text,
+        vmi=window.vmi,
+    )
 
 
 def begin_deletion(record: Record, *, now: datetime) -> Decided | Refused:
@@ -489,9 +761,11 @@ def note_refusal(record: Record, node: str, refused: Refused, *, now: datetime) 
         return None
     message = refused.message[:1024]
     if known:
-        noted = known.replace(message=message, last_time=now, count=known.count + 1)
+        noted = known.replace(message=message, last_time=now, count=known.count + 1, vmi=refused.vmi)
     else:
-        noted = Refusal(node_name=node, reason=refused.reason, message=message, first_time=now, last_time=now, count=1)
+        noted = Refusal(
+            node_name=node, reason=refused.reason, message=message, first_time=now, last_time=now, count=1, vmi=refused.vmi
+        )
     others = [seen for seen in record.status.refusals if seen.node_name != node]
     others.sort(key=lambda seen: seen.last_time)
     return record.with_status(refusals=(*others[-(MAX_REFUSALS - 1) :], noted))
@@ -499,8 +773,10 @@ def note_refusal(record: Record, node: str, refused: Refused, *, now: datetime) 
 
 def derive_phase(status: Status) -> Phase:
     """Return the one word for people."""
-    if status.migration:
-        return Phase.OVERDUE if status.migration.result is Result.TIMED_OUT else Phase.MIGRATING
+    window = status.migration
+    if window:
+        overdue = window.result is Result.TIMED_OUT or window.leaving_overdue_time
+        return Phase.OVERDUE if overdue else Phase.MIGRATING
     return Phase.ATTACHED if status.attachments else Phase.DETACHED
 
 
@@ -520,15 +796,16 @@ def _settled(record: Record, status: Status, now: datetime) -> Record:
         _condition(
             "Migrating",
             window is not None,
-            f"from {window.source_node} to {window.target_node} since {_clock(window.start_time)}" if window else None,
+            _migrating(window) if window else None,
             "no two nodes are attached",
         ),
         _condition(
             "Overdue",
             phase is Phase.OVERDUE,
-            f"{window.source_node} and {window.target_node} are both attached past the deadline" if window else None,
+            _overdue(window) if window else None,
             "no migration is past its deadline",
         ),
+        *_warning_conditions(status),
     ]
     kept = [condition for condition in status.conditions if condition.type not in {new.type for new in wanted}]
     for new in wanted:
@@ -546,6 +823,36 @@ def _settled(record: Record, status: Status, now: datetime) -> Record:
     )
 
 
+def _migrating(window: Window) -> str:
+    text = f"from {window.source_node} to {window.target_node} since {messages.clock(window.start_time)}"
+    leaving = messages.leaving_node(window)
+    return f"{text}; {window.result}, node {leaving} has not left yet" if leaving else text
+
+
+def _overdue(window: Window) -> str:
+    if window.result is Result.TIMED_OUT:
+        return f"{window.source_node} and {window.target_node} are both attached past the deadline"
+    return f"node {messages.leaving_node(window)} should have left"
+
+
+def _warning_conditions(status: Status) -> list[Condition]:
+    """Return the conditions of warnings: those that hold, and those that held once. Most records never have any."""
+    window = status.migration
+    conditions = []
+    for name, kind in _WARNINGS.items():
+        given = window is not None and getattr(window, name) is not None
+        # The first two are about a run without a result; the third is about what comes after it.
+        over = window is not None and window.result is not None and kind is not Announcement.LEAVING_OVERDUE
+        over = over or (kind is Announcement.SLOW_START and window is not None and window.run_start_time is not None)
+        before = status.condition(kind)
+        if given and not over and window:
+            text = before.message if before and before.status == "True" else _warning(window, kind)
+            conditions.append(_condition(kind.value, True, text, ""))
+        elif before:
+            conditions.append(_condition(kind.value, False, None, "nothing of the kind now"))
+    return conditions
+
+
 def _condition(kind: str, holds: bool, true_message: str | None, false_message: str) -> Condition:
     return Condition(
         type=kind,
@@ -561,6 +868,7 @@ _EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 def _announce(status: Status, entry: OutboxEntry) -> Status:
     """Append to the outbox; where it is full, entries that nobody claimed collapse into totals, an RPC never fails for it."""
+    entry = entry.replace(message=entry.message[:MAX_MESSAGE])
     outbox = status.outbox
     if len(outbox) >= MAX_OUTBOX:
         claimed = tuple(old for old in outbox if old.reported_by)
@@ -582,45 +890,7 @@ def _collapse(entries: Sequence[OutboxEntry], cause: OutboxEntry) -> OutboxEntry
 
 
 def _started(record: Record, window: Window) -> OutboxEntry:
-    limit = "none" if window.timeout_seconds is None else go_duration(window.timeout_seconds)
-    return OutboxEntry(
-        id=f"{window.id}-started",
-        kind=Announcement.STARTED,
-        time=window.start_time,
-        source_node=window.source_node,
-        target_node=window.target_node,
-        message=f"[{record.handle}]: KubeVirt live migration started - source: {window.source_node}, "
-        f"target: {window.target_node}, timeout: {limit}",
-    )
-
-
-def _ended_message(record: Record, window: Window, kind: Announcement, gone: Sequence[str], duration: float) -> str:
-    roles = f"source: {window.source_node}, target: {window.target_node}"
-    lasted = go_duration(duration)
-    if kind is Announcement.SUCCEEDED:
-        return (
-            f"[{record.handle}]: KubeVirt live migration completed - source: {window.source_node} -> "
-            f"target: {window.target_node} (duration: {lasted})"
-        )
-    if len(gone) > 1:
-        stays = "no node holds the volume"
-    else:
-        stays = f"the volume stays on {window.target_node if gone[0] == window.source_node else window.source_node}"
-    if kind is Announcement.ENDED:
-        left = " and ".join(gone)
-        result = f"result: {window.result}, {left} left"
-        return f"[{record.handle}]: KubeVirt live migration ended - {roles}, {result} (duration: {lasted}); {stays}"
-    reason = "both nodes left" if len(gone) > 1 else "rolled back"
-    return f"[{record.handle}]: KubeVirt live migration failed - {roles}, reason: {reason}, elapsed: {lasted}; {stays}"
-
-
-def _timed_out_message(record: Record, window: Window, elapsed: timedelta) -> str:
-    return (
-        f"[{record.handle}]: KubeVirt live migration failed - source: {window.source_node}, target: {window.target_node}, "
-        f"reason: timeout, "
-        f"elapsed: {go_duration(int(elapsed.total_seconds()))} (timeout: {go_duration(window.timeout_seconds or 0)}); "
-        "both nodes stay attached, no further node is admitted until one has left"
-    )
+    return _entry(window, Announcement.STARTED, messages.started(record.handle, window), window.start_time)
 
 
 def _describe(held: Attachment, volume_mode: VolumeMode) -> str:
@@ -629,18 +899,3 @@ def _describe(held: Attachment, volume_mode: VolumeMode) -> str:
 
 def _describe_access(access: Access) -> str:
     return f"{access.mode} {access.volume_mode}{' read-only' if access.read_only else ''}"
-
-
-def _clock(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def go_duration(seconds: float) -> str:
-    """Return a duration as Go prints it (``5m0s``), the style of the Go driver's Events; fractions are cut to milliseconds."""
-    milliseconds = round(max(0.0, seconds) * 1000)
-    minutes, rest = divmod(milliseconds, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    tail = f"{rest / 1000:.3f}".rstrip("0").rstrip(".") + "s"
-    if hours:
-        return f"{hours}h{minutes}m{tail}"
-    return f"{minutes}m{tail}" if minutes else tail

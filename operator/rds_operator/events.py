@@ -34,6 +34,10 @@ class EventReason(StrEnum):
     MIGRATION_COMPLETED = "MigrationCompleted"
     MIGRATION_FAILED = "MigrationFailed"
     MIGRATION_ENDED = "MigrationEnded"
+    MIGRATION_VERDICT = "MigrationVerdict"
+    MIGRATION_SLOW_START = "MigrationSlowStart"
+    MIGRATION_LEAVING_OVERDUE = "MigrationLeavingOverdue"
+    MIGRATION_LONG_RUN = "MigrationLongRun"
     ATTACHMENT_CONFLICT = "AttachmentConflict"
     VOLUME_ATTACHED = "VolumeAttached"
     VOLUME_DETACHED = "VolumeDetached"
@@ -41,7 +45,18 @@ class EventReason(StrEnum):
     @property
     def type(self) -> str:
         """``Warning`` where somebody should look, else ``Normal``."""
-        return "Warning" if self in {EventReason.MIGRATION_FAILED, EventReason.ATTACHMENT_CONFLICT} else "Normal"
+        return "Warning" if self in _WARNINGS else "Normal"
+
+
+_WARNINGS: Final = frozenset(
+    {
+        EventReason.MIGRATION_FAILED,
+        EventReason.MIGRATION_SLOW_START,
+        EventReason.MIGRATION_LEAVING_OVERDUE,
+        EventReason.MIGRATION_LONG_RUN,
+        EventReason.ATTACHMENT_CONFLICT,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

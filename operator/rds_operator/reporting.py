@@ -41,6 +41,10 @@ REASONS: Final = {
     Announcement.FAILED: EventReason.MIGRATION_FAILED,
     Announcement.TIMED_OUT: EventReason.MIGRATION_FAILED,
     Announcement.ENDED: EventReason.MIGRATION_ENDED,
+    Announcement.VERDICT: EventReason.MIGRATION_VERDICT,
+    Announcement.SLOW_START: EventReason.MIGRATION_SLOW_START,
+    Announcement.LEAVING_OVERDUE: EventReason.MIGRATION_LEAVING_OVERDUE,
+    Announcement.LONG_RUN: EventReason.MIGRATION_LONG_RUN,
 }
 """Collapsed entries are missing: they are totals, without an Event."""
 

@@ -16,7 +16,7 @@ from typing import Final
 from rds_records.clock import ServerClock
 from rds_records.record import Record, Window
 from rds_records.store import RecordStore
-from rds_records.transitions import Decided, expire, timeout_of
+from rds_records.transitions import Decided, expire, time_limit, timeout_of
 
 CHECK_SECONDS: Final = 1.0
 """How often a window is looked at; in the last second before its deadline the check waits for it exactly."""
@@ -89,8 +89,8 @@ def runs(record: Record) -> bool:
 
 def time_left(record: Record, age: timedelta) -> timedelta | None:
     """Return the time until the deadline of a running window, negative past it; None where it has no deadline."""
-    seconds = timeout_of(record)
-    return None if seconds is None or not runs(record) else timedelta(seconds=seconds) - age
+    limit = time_limit(record)
+    return None if limit is None or not runs(record) else limit - age
 
 
 @dataclass(frozen=True, slots=True)
