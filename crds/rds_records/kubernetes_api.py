@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -17,6 +16,7 @@ from rds_records.clock import ServerClock
 
 MERGE_PATCH: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
+_METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _PAGE: Final = 500
 
 
@@ -76,6 +76,11 @@ class KubernetesApi:
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Return an object, or a list as the API server pages it."""
         return await self._request("GET", path, params=params)
+
+    async def get_metadata(self, path: str) -> dict[str, Any]:
+        """Return an object's ``metadata`` alone; a Node's status is long."""
+        metadata: dict[str, Any] = (await self._request("GET", path, accept=_METADATA))["metadata"]
+        return metadata
 
     async def list(self, path: str, params: Mapping[str, str] | None = None) -> tuple[list[dict[str, Any]], str]:
         """Return all items of a collection, over all its pages at one consistent resourceVersion, and that version."""
@@ -140,12 +145,13 @@ class KubernetesApi:
         params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content_type: str = _JSON,
+        accept: str = _JSON,
     ) -> dict[str, Any]:
         sent = time.monotonic()
         try:
-            async with asyncio.timeout(self._timeout):
-                response = await self._send(method, path, params, body, content_type, self._timeout)
-                data = await response.read()
+            # aiohttp's timeout is over the whole answer, its body included.
+            response = await self._send(method, path, params, body, content_type, self._timeout, accept)
+            data = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ApiUnavailable(f"{method} {path}: {_describe(error)}") from error
         self.clock.observe(response.headers.get("Date"), sent, time.monotonic())
@@ -162,12 +168,13 @@ class KubernetesApi:
         body: Mapping[str, Any] | None,
         content_type: str,
         timeout: float,
+        accept: str = _JSON,
     ) -> Any:
         verb, url, headers, _, _ = await self._client.param_serialize(
             method,
             path,
             query_params=list(params.items()) if params else None,
-            header_params={"Accept": _JSON, "Content-Type": content_type},
+            header_params={"Accept": accept, "Content-Type": content_type},
             auth_settings=["BearerToken"],
         )
         return await self._client.rest_client.request(

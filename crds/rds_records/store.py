@@ -77,7 +77,10 @@ class RecordStore:
 
     async def write_status(self, record: Record) -> Record:
         """Write the status over the version that the record was read at; raises WriteConflict where that is not the newest."""
-        return Record.from_json(await self.api.replace(f"{_path(record.metadata.name)}/status", record.to_json()))
+        body = record.to_json()
+        # Long, and of no use here; what is left out of an update stays as it is.
+        body["metadata"].pop("managedFields", None)
+        return Record.from_json(await self.api.replace(f"{_path(record.metadata.name)}/status", body))
 
     async def write(self, record: Record) -> Record:
         """Write metadata and spec over the version that was read; raises WriteConflict where that is not the newest."""

@@ -202,7 +202,7 @@ class Attachments:
 
     async def _node_exists(self, node: str) -> bool | None:
         try:
-            await self.api.get(f"/api/v1/nodes/{node}")
+            await self.api.get_metadata(f"/api/v1/nodes/{node}")
         except ObjectNotFound:
             return False
         except ApiError as error:
@@ -213,12 +213,12 @@ class Attachments:
     async def _wanted(self, handle: str, node: str) -> bool | ApiError:
         """Tell whether the VolumeAttachment of the node exists and is not being deleted; an error where nobody knows."""
         try:
-            found = await self.api.get(f"{_VOLUME_ATTACHMENTS}/{volume_attachment_name(handle, node, self.driver)}")
+            found = await self.api.get_metadata(f"{_VOLUME_ATTACHMENTS}/{volume_attachment_name(handle, node, self.driver)}")
         except ObjectNotFound:
             return False
         except ApiError as error:
             return error
-        return "deletionTimestamp" not in found["metadata"]
+        return "deletionTimestamp" not in found
 
     async def _note(self, record: Record, node: str, refused: Refused) -> None:
         """Write the refusal to the record, best effort: the answer does not depend on it."""

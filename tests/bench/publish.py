@@ -127,7 +127,9 @@ class Server:
         access = Access(AccessMode.READ_WRITE_MANY, VolumeMode.BLOCK)
         attached = attach(stored, self.node, access, now=now, new_id="bench", node_exists=True)
         assert isinstance(attached, Decided)
-        self.ready[handle] = json.dumps(attached.record.to_json()).encode()
+        body = attached.record.to_json()
+        body["metadata"].pop("managedFields", None)
+        self.ready[handle] = json.dumps(body, separators=(",", ":")).encode()
 
     async def put(self, handle: str) -> None:
         await self.send("PUT", f"{COLLECTION}/{record_name(handle)}/status", self.ready[handle])
