@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from rds_records.record import Record
+from rds_records.record import Window as WrittenWindow
 from rds_records.transitions import Code
 
 
@@ -20,11 +21,42 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Run:
+    """A migration of KubeVirt's, as somebody saw it."""
+
+    source: str
+    target: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class Window:
     source: str
     target: str
     start: datetime
     result: str | None = None
+    run: str | None = None
+    kubevirt: str | None = None
+    """What KubeVirt said after there was a result."""
+    heard: bool = False
+    """KubeVirt has spoken."""
+    limit: timedelta | None = None
+    """KubeVirt's own, from the start of the window."""
+    overdue: bool = False
+    gone: frozenset[str] | None = None
+    """Who left; None while both hold the volume."""
+
+    def hears(self, uid: str, result: str) -> tuple[Window, str] | None:
+        """Return the window after KubeVirt spoke and what is told of it; None where that is no news."""
+        if self.run != uid or self.heard:
+            return None
+        if self.result:
+            return replace(self, kubevirt=result, heard=True), "Verdict"
+        return replace(self, result=result, heard=True), result
+
+    @property
+    def by_who_left(self) -> str:
+        return "Succeeded" if self.gone == frozenset({self.source}) else "Failed"
 
 
 @dataclass(frozen=True)
@@ -39,11 +71,20 @@ class Model:
     held: tuple[Held, ...] = ()
     over: bool = False
     window: Window | None = None
-    closed: tuple[str, ...] = ()
+    closed: tuple[Window, ...] = ()
     told: tuple[str, ...] = ()
 
     def attach(
-        self, node: str, new_id: str, now: datetime, *, many: bool, block: bool, read_only: bool, exists: bool | None
+        self,
+        node: str,
+        new_id: str,
+        now: datetime,
+        *,
+        many: bool,
+        block: bool,
+        read_only: bool,
+        exists: bool | None,
+        evidence: Run | Code | None = None,
     ) -> Model | Code:
         here = [held for held in self.held if held.node == node]
         if many and not block:
@@ -59,15 +100,22 @@ class Model:
             return Code.INVALID_ARGUMENT
         if len(self.held) > 1:
             return Code.FAILED_PRECONDITION
-        if self.held and not (many and self.held[0].many and self.any_two):
+        if self.held and not (many and self.held[0].many):
             return Code.FAILED_PRECONDITION
+        run = None
+        if self.held and not self.any_two:
+            if not isinstance(evidence, Run):
+                return evidence or Code.FAILED_PRECONDITION
+            if (evidence.source, evidence.target) != (self.held[0].node, node):
+                return Code.UNAVAILABLE
+            run = evidence.uid
         if exists is not True:
             return Code.UNAVAILABLE if exists is None else Code.NOT_FOUND
         after = replace(self, held=(*self.held, Held(node, new_id, many, read_only, now)))
-        return after.opened(self.held[0].node, node, now) if self.held else after
+        return after.opened(self.held[0].node, node, now, run) if self.held else after
 
-    def opened(self, source: str, target: str, start: datetime) -> Model:
-        return replace(self, window=Window(source, target, start), told=(*self.told, "Started"))
+    def opened(self, source: str, target: str, start: datetime, run: str | None = None) -> Model:
+        return replace(self, window=Window(source, target, start, run=run), told=(*self.told, "Started"))
 
     def detach(self, node: str, seen: str | None, now: datetime, *, wanted: bool) -> Model | Code:
         here = [held for held in self.held if held.node == node]
@@ -94,9 +142,78 @@ class Model:
     def closing(self, window: Window, gone: set[str]) -> Model:
         if not gone:
             return self
-        result = "Succeeded" if gone == {window.source} else "Failed"
-        told = "Ended" if window.result else result
-        return replace(self, window=None, closed=(*self.closed, window.result or result), told=(*self.told, told))
+        window, told = replace(window, gone=frozenset(gone)), "Ended"
+        if window.result is None and window.run is None:
+            told = window.by_who_left
+            window = replace(window, result=told)
+        return self.filed(window, told)
+
+    def filed(self, window: Window, told: str) -> Model:
+        """Take a window to the history: the ten last with a result, and at most twenty that wait for KubeVirt."""
+        after = replace(self, window=None, closed=(*self.closed, window), told=(*self.told, told))
+        while len(after.waiting) > 20:
+            after = after.decided(after.waiting[0])
+        old = [number for number, one in enumerate(after.closed) if one.result][:-10]
+        return replace(after, closed=tuple(one for number, one in enumerate(after.closed) if number not in old))
+
+    @property
+    def waiting(self) -> list[int]:
+        return [number for number, one in enumerate(self.closed) if one.result is None]
+
+    def decided(self, number: int) -> Model:
+        """Let who left decide for an ended window."""
+        window = self.closed[number]
+        if window.result:
+            return self
+        after = replace(window, result=window.by_who_left)
+        return replace(self, closed=self._with(number, after), told=(*self.told, window.by_who_left))
+
+    def _with(self, number: int, window: Window) -> tuple[Window, ...]:
+        return (*self.closed[:number], window, *self.closed[number + 1 :])
+
+    def hears(self, uid: str, result: str) -> Model:
+        """KubeVirt says how a run ended."""
+        after, news = self, self.window and self.window.hears(uid, result)
+        if news:
+            after = replace(after, window=news[0], told=(*after.told, news[1]))
+        for number, window in enumerate(self.closed):
+            news = window.hears(uid, result)
+            if news:
+                after = replace(after, closed=after._with(number, news[0]), told=(*after.told, news[1]))
+        return after
+
+    def sees(self, uid: str, limit: timedelta | None) -> Model:
+        """KubeVirt says how long the run may take, counted from the start of the window."""
+        if self.window is None or self.window.run != uid:
+            return self
+        return replace(self, window=replace(self.window, limit=limit))
+
+    def follows(self, run: Run, live: str, old: str | None, now: datetime) -> Model:
+        """KubeVirt began another run between the two nodes."""
+        window = self.window
+        if window is None or window.run == run.uid or {held.node for held in self.held} != {run.source, run.target}:
+            return self
+        if window.run is None and not window.result and window.source == run.source:
+            return replace(self, window=replace(window, run=run.uid))
+        after = self.hears(window.run, old) if window.run and old else self
+        window = after.window or window
+        if window.result is None:
+            result = "Succeeded" if live == window.target else "Failed"
+            window = replace(window, result=result)
+            after = replace(after, told=(*after.told, result))
+        return after.filed(replace(window, gone=frozenset()), "Ended").opened(run.source, run.target, now, run.uid)
+
+    def warns(self, resulted: datetime | None, now: datetime) -> Model:
+        """Ten minutes after its result a window is overdue."""
+        window = self.window
+        if (
+            window is None
+            or window.result not in {"Succeeded", "Failed"}
+            or resulted is None
+            or now - resulted < timedelta(minutes=10)
+        ):
+            return self
+        return replace(self, window=replace(window, overdue=True))
 
     @property
     def limit(self) -> int:
@@ -119,8 +236,15 @@ class Model:
         return after
 
     def expire(self, now: datetime) -> Model:
-        limit = self.timeout or (300 if self.any_two else None)
-        if not self.window or self.window.result or limit is None or now - self.window.start < timedelta(seconds=limit):
+        if not self.window or self.window.result:
+            return self
+        if self.timeout:
+            limit: timedelta | None = timedelta(seconds=self.timeout)
+        elif self.window.run:
+            limit = self.window.limit
+        else:
+            limit = timedelta(seconds=300) if self.any_two else None
+        if limit is None or now - self.window.start < limit:
             return self
         return replace(self, window=replace(self.window, result="TimedOut"), told=(*self.told, "TimedOut"))
 
@@ -143,13 +267,32 @@ def same(model: Model, record: Record) -> bool:
         model.deleting,
         model.over,
         tuple((held.node, held.id) for held in model.held),
-        model.window,
-        model.closed[-10:],
+        model.window and shown(model.window),
+        tuple(shown(one) for one in model.closed),
     ) == (
         bool(status.initialized),
         bool(status.deleting),
         bool(status.over_attached),
         tuple((held.node_name, held.id) for held in status.attachments),
-        window and Window(window.source_node, window.target_node, window.start_time, window.result),
-        tuple(str(closed.result) for closed in status.history),
+        window and written(window),
+        tuple(written(closed) for closed in status.history),
+    )
+
+
+Shown = tuple[str, str, datetime, str | None, str | None, str | None, bool]
+
+
+def shown(window: Window) -> Shown:
+    return (window.source, window.target, window.start, window.result, window.run, window.kubevirt, window.overdue)
+
+
+def written(window: WrittenWindow) -> Shown:
+    return (
+        window.source_node,
+        window.target_node,
+        window.start_time,
+        window.result,
+        window.migration_uid,
+        window.kubevirt_result,
+        window.leaving_overdue_time is not None,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from rds_records.imports import Holder, add_missing, import_attachments
 from rds_records.kubernetes_api import ApiError
-from rds_records.record import AccessMode, Announcement, DualAttachPolicy, Phase, Record, VolumeMode
+from rds_records.kubevirt_evidence import Evidence, EvidenceUnavailable, NotExplained, Rule
+from rds_records.kubevirt_runs import Verdict
+from rds_records.record import AccessMode, Announcement, DualAttachPolicy, Phase, Record, Result, VolumeMode
 from rds_records.store import Contended, RecordStore
 from rds_records.transitions import (
     Access,
@@ -23,24 +26,35 @@ from rds_records.transitions import (
     Refused,
     attach,
     begin_deletion,
+    conclude,
+    conclude_pending,
     detach,
     detach_all,
     expire,
     note_refusal,
+    observe_run,
+    supersede,
+    warn,
 )
+from tests.unit.records.kubevirt import live_migration
 from tests.unit.records.memory_api import Body, MemoryApi, Mishap
-from tests.unit.records.model import Held, Model, same
+from tests.unit.records.model import Held, Model, Run, same
 from tests.unit.records.volumes import ALONE, HANDLE, MOUNTED, READING, SHARED, START, empty
 
 NODES = ("node-a", "node-b", "node-c", "node-d")
 MOSTLY = st.sampled_from([True] * 7 + [False])
 EXISTS = st.sampled_from([True] * 8 + [False, None])
 FITTING = None
+NO = NotExplained(Rule.NO_LIVE_MIGRATION, "no migration")
+UNKNOWN = EvidenceUnavailable("nobody answers")
 ACCESSES = [FITTING] * 12 + [SHARED, ALONE, READING, MOUNTED, Access(AccessMode.READ_WRITE_MANY, VolumeMode.FILESYSTEM)]
 
 nodes = st.sampled_from(NODES)
 mishaps = st.sampled_from([Mishap.NONE] * 4 + [fate for fate in Mishap if fate is not Mishap.NONE])
 holder_sets = st.lists(st.tuples(nodes, st.integers(1, 900)), max_size=3, unique_by=lambda pair: pair[0])
+
+proofs = st.sampled_from(["migration"] * 6 + ["the same again", "elsewhere", "no", "unknown", "none"])
+results = st.sampled_from([Result.SUCCEEDED, Result.FAILED])
 
 Request = tuple[str, str]
 
@@ -91,6 +105,8 @@ class Volume(RuleBasedStateMachine):
     def make(self, block: bool, many: bool, any_two: bool, holders: list[tuple[str, int]] | None) -> None:
         self.now = START
         self.ids = 0
+        self.runs = ["run-0"]
+        self.started: dict[tuple[datetime, str], datetime] = {}
         self.old_ids: list[str] = []
         self.api = MemoryApi(lambda method, path: Pause((method, path)))
         self.api.applied = self.applied
@@ -175,14 +191,32 @@ class Volume(RuleBasedStateMachine):
 
     # What writers do -----------------------------------------------------------------------------
 
-    async def attach(self, writer: Writer, node: str, access: Access, exists: bool | None) -> None:
+    def new_run(self) -> str:
+        self.runs.append(f"run-{len(self.runs)}")
+        return self.runs[-1]
+
+    def proof(self, node: str, kind: str) -> tuple[Evidence | None, Run | Code | None]:
+        """Return what the driver found out of a second node, and what the model makes of it."""
+        holders = [held.node_name for held in self.newest().status.attachments if held.node_name != node]
+        if kind == "no":
+            return NO, Code.FAILED_PRECONDITION
+        if kind == "unknown":
+            return UNKNOWN, Code.UNAVAILABLE
+        if kind == "none" or not holders:
+            return None, None
+        source = holders[0] if kind != "elsewhere" else "node-z"
+        uid = self.runs[-1] if kind == "the same again" else self.new_run()
+        return live_migration(source, node, uid), Run(source, node, uid)
+
+    async def attach(self, writer: Writer, node: str, access: Access, exists: bool | None, kind: str = "migration") -> None:
         self.ids += 1
         new_id = f"attachment-{self.ids}"
+        evidence, expected = self.proof(node, kind)
         seen: list[Record] = []
 
         def real(record: Record) -> Decided | Refused:
             seen.append(record)
-            return attach(record, node, access, now=self.now, new_id=new_id, node_exists=exists)
+            return attach(record, node, access, now=self.now, new_id=new_id, node_exists=exists, evidence=evidence)
 
         decision = await self.change(
             writer,
@@ -195,6 +229,7 @@ class Volume(RuleBasedStateMachine):
                 block=access.volume_mode is VolumeMode.BLOCK,
                 read_only=access.read_only,
                 exists=exists,
+                evidence=expected,
             ),
         )
         if isinstance(decision, Refused):
@@ -233,6 +268,86 @@ class Volume(RuleBasedStateMachine):
             return Decided(result or record, changed=result is not None)
 
         await self.change(writer, real, lambda model: model.expire(self.now))
+
+    async def conclude(self, writer: Writer, uid: str, result: Result) -> None:
+        verdict = Verdict(uid, result, "MigrationPhase", live_node="node-a")
+        await self.change(
+            writer, lambda record: conclude(record, verdict, now=self.now), lambda model: model.hears(uid, result.value)
+        )
+
+    async def conclude_pending(self, writer: Writer) -> None:
+        """Let who left decide for the window that waits longest."""
+        waiting = self.newest().status.pending
+        if not waiting:
+            return
+        chosen = waiting[0]
+        await self.change(
+            writer,
+            lambda record: conclude_pending(record, chosen.id, now=self.now),
+            # Several windows can be of one run; windows of one run at different times are told apart by their start.
+            lambda model: next(
+                (
+                    model.decided(number)
+                    for number in model.waiting
+                    if (model.closed[number].run, model.closed[number].start, model.closed[number].target)
+                    == (chosen.migration_uid, chosen.start_time, chosen.target_node)
+                ),
+                model,
+            ),
+        )
+
+    async def observe(self, writer: Writer, uid: str, seconds: int | None) -> None:
+        """See that the run has started, or how long it may take."""
+        start = self.now
+
+        def wanted(model: Model) -> Model:
+            window = model.window
+            if window is None or window.run != uid or window.result:
+                return model
+            return model.sees(
+                uid, None if seconds is None else self.started[window.start, uid] - window.start + timedelta(seconds=seconds)
+            )
+
+        def real(record: Record) -> Decided:
+            window = record.status.migration
+            if window and window.migration_uid == uid:
+                self.started[window.start_time, uid] = window.run_start_time or max(start, window.start_time)
+            return observe_run(record, start=start, timeout_seconds=seconds, live_node="node-a", now=self.now, migration_uid=uid)
+
+        await self.change(writer, real, wanted)
+
+    async def follow(self, writer: Writer, back: bool, uid: str, live: str, old: Result | None) -> None:
+        """KubeVirt begins another run between the two attached nodes."""
+        window = self.newest().status.migration
+        if window is None:
+            return
+        source, target = (window.target_node, window.source_node) if back else (window.source_node, window.target_node)
+        run = live_migration(source, target, uid)
+        run = replace(run, vmi=replace(run.vmi, node=live))
+        self.ids += 1
+        new_id = f"window-{self.ids}"
+        said = old and window.migration_uid and Verdict(window.migration_uid, old, "MigrationPhase")
+        uid_before = window.migration_uid
+
+        def wanted(model: Model) -> Model:
+            known = old.value if said and old and model.window and model.window.run == uid_before else None
+            return model.follows(Run(source, target, uid), live, known, self.now)
+
+        await self.change(writer, lambda record: supersede(record, run, said or None, now=self.now, new_id=new_id), wanted)
+
+    async def warn(self, writer: Writer) -> None:
+        seen: list[Record] = []
+
+        def real(record: Record) -> Decided:
+            seen.append(record)
+            warned = warn(record, now=self.now)
+            return Decided(warned or record, changed=warned is not None)
+
+        def wanted(model: Model) -> Model:
+            window = seen[-1].status.migration
+            return model.warns(window.result_time if window else None, self.now)
+
+        await self.change(writer, real, wanted)
 
     async def found(self, writer: Writer, holders: list[tuple[str, int]]) -> None:
         """Import, or repair: these nodes hold the volume, says the API server."""
@@ -285,13 +400,13 @@ class Volume(RuleBasedStateMachine):
         st.builds(list) | st.builds(list) | st.none() | st.lists(mishaps, min_size=1, max_size=6)
     )
 
-    @rule(number=anyone, fates=fates, node=nodes, access=st.sampled_from(ACCESSES), exists=EXISTS)
+    @rule(number=anyone, fates=fates, node=nodes, access=st.sampled_from(ACCESSES), exists=EXISTS, kind=proofs)
     def someone_attaches(
-        self, number: int, fates: list[Mishap] | None, node: str, access: Access | None, exists: bool | None
+        self, number: int, fates: list[Mishap] | None, node: str, access: Access | None, exists: bool | None, kind: str
     ) -> None:
         spec = self.newest().spec
         asked = access or Access(spec.access_mode, spec.volume_mode)
-        self.start(lambda writer: self.attach(writer, node, asked, exists), number, fates)
+        self.start(lambda writer: self.attach(writer, node, asked, exists, kind), number, fates)
 
     @rule(number=anyone, fates=fates, node=nodes, wanted=st.sampled_from([False] * 5 + [True]), older=st.booleans(), data=st.data())
     def someone_detaches(
@@ -317,6 +432,39 @@ class Volume(RuleBasedStateMachine):
         self.now += timedelta(seconds=seconds)
         self.start(self.expire, number, fates)
 
+    @rule(number=anyone, fates=fates, result=results, data=st.data())
+    def kubevirt_says_how_a_run_ended(self, number: int, fates: list[Mishap] | None, result: Result, data: st.DataObject) -> None:
+        status = self.newest().status
+        known = [window.migration_uid for window in [*status.history, *([status.migration] if status.migration else [])]]
+        uid = data.draw(st.sampled_from([one for one in known if one] or self.runs))
+        self.start(lambda writer: self.conclude(writer, uid, result), number, fates)
+
+    @precondition(lambda self: self.newest().status.pending)
+    @rule(number=anyone, fates=fates)
+    def nobody_can_read_how_a_run_ended(self, number: int, fates: list[Mishap] | None) -> None:
+        self.start(self.conclude_pending, number, fates)
+
+    @precondition(lambda self: self.newest().status.migration)
+    @rule(number=anyone, fates=fates, seconds=st.sampled_from([None, 270, 570]))
+    def a_run_is_seen_to_start(self, number: int, fates: list[Mishap] | None, seconds: int | None) -> None:
+        window = self.newest().status.migration
+        uid = (window and window.migration_uid) or self.runs[-1]
+        self.start(lambda writer: self.observe(writer, uid, seconds), number, fates)
+
+    @precondition(lambda self: self.newest().status.migration)
+    @rule(number=anyone, fates=fates, back=st.booleans(), live=st.sampled_from(NODES), old=st.none() | results)
+    def kubevirt_begins_another_run(
+        self, number: int, fates: list[Mishap] | None, back: bool, live: str, old: Result | None
+    ) -> None:
+        uid = self.new_run()
+        self.start(lambda writer: self.follow(writer, back, uid, live, old), number, fates)
+
+    @precondition(lambda self: self.newest().status.migration)
+    @rule(number=anyone, fates=fates, seconds=st.sampled_from([0, 600, 1200, 7200]))
+    def the_operator_warns(self, number: int, fates: list[Mishap] | None, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+        self.start(self.warn, number, fates)
+
     @rule(number=anyone, fates=fates, holders=holder_sets)
     def holders_are_found(self, number: int, fates: list[Mishap] | None, holders: list[tuple[str, int]]) -> None:
         self.now += timedelta(seconds=1)
@@ -339,6 +487,17 @@ class Volume(RuleBasedStateMachine):
         self.current = Writer()
         self.current.intends = Model(**{**vars(model), "timeout": seconds})
         edit = self.store.write(record.replace(spec=record.spec.replace(migration_timeout_seconds=seconds)))
+        edit.send(None)
+        with pytest.raises(StopIteration):
+            edit.send(Mishap.NONE)
+
+    @rule(any_two=st.booleans())
+    def the_administrator_edits_the_policy(self, any_two: bool) -> None:
+        record = self.newest()
+        self.current = Writer()
+        self.current.intends = Model(**{**vars(self.models[str(record.metadata.resource_version)]), "any_two": any_two})
+        policy = DualAttachPolicy.ANY_TWO_NODES if any_two else DualAttachPolicy.KUBEVIRT
+        edit = self.store.write(record.replace(spec=record.spec.replace(dual_attach_policy=policy)))
         edit.send(None)
         with pytest.raises(StopIteration):
             edit.send(Mishap.NONE)
@@ -413,7 +572,10 @@ class Volume(RuleBasedStateMachine):
             known, told = self.results[window.id], str(window.result or "")
             assert known in {"", told}, "I4: a result never changes"
             self.results[window.id] = told
-        assert all(window.result for window in new.status.history), "I4: each window gets a result"
+        assert all(window.result or window.migration_uid for window in new.status.history), "I4: only KubeVirt's runs wait"
+        kept = {window.id for window in new.status.history}
+        assert all(window.id in kept for window in old.status.pending), "I4: what waits for its result is not dropped"
+        assert len(new.status.history) <= 32
 
     def check_announcements(self, old: Record, new: Record, model: Model) -> None:
         ids = [entry.id for entry in new.status.outbox]
@@ -437,15 +599,17 @@ class Volume(RuleBasedStateMachine):
                 counted[entry.kind] += 1
         for kind in ("Started", "Succeeded", "Failed", "TimedOut"):
             assert counted[kind] == model.totals[kind], "I5: each result is told exactly once"
-        assert self.collapsed or counted["Ended"] == model.totals["Ended"]
+        assert self.collapsed or all(counted[kind] == model.totals[kind] for kind in ("Ended", "Verdict"))
 
     def check_what_people_see(self, new: Record, model: Model) -> None:
         totals, window = model.totals, new.status.migration
         running = totals["Started"] - totals["Succeeded"] - totals["Failed"] - totals["TimedOut"]
-        assert running == int(window is not None and window.result is None), "I6: open windows without a result"
+        open_windows = int(window is not None and window.result is None)
+        assert running == open_windows + len(new.status.pending), "I6: open windows without a result"
         wanted = Phase.ATTACHED if new.status.attachments else Phase.DETACHED
         if window:
-            wanted = Phase.OVERDUE if window.result else Phase.MIGRATING
+            late = window.result is Result.TIMED_OUT or (model.window and model.window.overdue)
+            wanted = Phase.OVERDUE if late else Phase.MIGRATING
         assert new.status.phase in {wanted, None}
         assert (new.status.nodes or "") == ",".join(held.node_name for held in new.status.attachments)
 
