@@ -13,22 +13,29 @@ from typing import Any
 import pytest
 
 from rds_records.imports import Holder, add_missing, import_attachments
+from rds_records.kubevirt_runs import Verdict
 from rds_records.names import file_path_for, nqn_for
-from rds_records.record import AccessMode, DualAttachPolicy, Record, Spec, Target, VolumeMode
+from rds_records.record import AccessMode, DualAttachPolicy, Record, Result, Spec, Target, VolumeMode
 from rds_records.transitions import (
     Access,
     Decided,
     Refused,
     attach,
     begin_deletion,
+    conclude,
+    conclude_pending,
     detach,
     detach_all,
     expire,
     initialize,
     note_refusal,
+    observe_run,
+    supersede,
+    warn,
 )
 from tests.ring.api import Api, ApiError, Object
 from tests.ring.controlplane import ControlPlane
+from tests.unit.records.kubevirt import live_migration
 
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 KIND = "VolumeAttachmentRecord"
@@ -419,6 +426,53 @@ def test_the_api_server_takes_whatever_the_transitions_make(api: Api, make: Make
         if changed is not None:
             record = Record.from_json(api.replace(changed.to_json(), "status"))
             assert record.status == Record.from_json(changed.to_json()).status, "nothing is dropped or filled in"
+
+
+def kubevirt_step(record: Record, choose: random.Random, now: datetime, number: int) -> Record | None:
+    """Return the record after something that KubeVirt does; None where that changes nothing."""
+    status = record.status
+    holders = [held.node_name for held in status.attachments]
+    window = status.migration
+    uids = [one.migration_uid for one in (*status.history, *((window,) if window else ())) if one.migration_uid]
+    match choose.randrange(8):
+        case 0 | 1 | 2:
+            node = choose.choice(NODES)
+            run = live_migration(holders[0] if holders else "node-z", node, f"run-{number}")
+            access = Access(record.spec.access_mode, record.spec.volume_mode)
+            decision = attach(record, node, access, now=now, new_id=f"attachment-{number}", node_exists=True, evidence=run)
+        case 3 if uids:
+            result = choose.choice([Result.SUCCEEDED, Result.FAILED])
+            verdict = Verdict(choose.choice(uids), result, "MigrationState", "why", "node-a", START, START + timedelta(seconds=9))
+            decision = conclude(record, verdict, now=now)
+        case 4 if status.pending and choose.random() < 0.3:
+            decision = conclude_pending(record, status.pending[0].id, now=now)
+        case 5 if window:
+            source, target = choose.sample([window.source_node, window.target_node], 2)
+            run = live_migration(source, target, f"run-{number}")
+            decision = supersede(record, run, None, now=now, new_id=f"window-{number}")
+        case 6 if window:
+            decision = observe_run(record, start=now, timeout_seconds=choose.choice([None, 570]), live_node="node-a", now=now)
+        case 7 if window:
+            return warn(record, now=now, detail="it hangs")
+        case _:
+            return step(record, choose, now, number)
+    return decision.record if isinstance(decision, Decided) and decision.changed else None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_api_server_takes_whatever_kubevirts_runs_make(api: Api, make: Make, seed: int) -> None:
+    choose = random.Random(seed)
+    record = Record.from_json(
+        make(volumeMode="Block", accessMode="ReadWriteMany", dualAttachPolicy=DualAttachPolicy.KUBEVIRT.value)
+    )
+    record = Record.from_json(api.replace(import_attachments(record, [], now=START).to_json(), "status"))
+    for number in range(60):
+        changed = kubevirt_step(record, choose, START + timedelta(seconds=400 * number), number)
+        if changed is not None:
+            record = Record.from_json(api.replace(changed.to_json(), "status"))
+            assert record.status == Record.from_json(changed.to_json()).status, "nothing is dropped or filled in"
+        if record.status.deleting:
+            return
 
 
 # What people see -------------------------------------------------------------------------------------
