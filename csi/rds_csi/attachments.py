@@ -222,12 +222,14 @@ class Attachments:
 
     async def _note(self, record: Record, node: str, refused: Refused) -> None:
         """Write the refusal to the record, best effort: the answer does not depend on it."""
-        noted = transitions.note_refusal(record, node, refused, now=self.api.clock.now())
-        if noted is None:
-            return
+
+        def decide(newest: Record) -> Decided:
+            noted = transitions.note_refusal(newest, node, refused, now=self.api.clock.now())
+            return Decided(noted or newest, changed=noted is not None)
+
         try:
-            await self.store.write_status(noted)
-        except (ApiError, RequestRefused) as error:
+            await self.store.change(record, decide)
+        except (ApiError, Contended) as error:
             _log.info("refusal not noted", extra={"volume": record.handle, "node": node, "error": str(error)})
 
     async def reconcile(self) -> int:
@@ -258,15 +260,35 @@ class Attachments:
     ) -> bool:
         names = [volume["metadata"]["name"] for volume in volumes]
         found = imports.holders(handle, names, attachments, driver=self.driver)
-        if record is None and not found and all(map(imports.is_released, volumes)):
-            # Maybe DeleteVolume was answered and csi-provisioner is about to remove the PersistentVolume: nobody would ever remove
-            # a record that is made now. If the volume is to live on, its next publish or deletion imports it.
-            return False
+        if record is None and not found:
+            return await self._import_unused(handle, volumes, attachments)
         if record is None or not record.initialized:
             return await self._import_from(handle, record, volumes, attachments, caller=None, attaching=False) is not None
         # Only what is attached for certain: a pending one is decided by its own publish.
         missing = [holder for holder in found if holder.attached and not record.status.attachment_of(holder.node)]
         return bool(missing) and await self._add_missing(record, missing)
+
+    async def _import_unused(self, handle: str, volumes: list[imports.Object], attachments: list[dict[str, Any]]) -> bool:
+        """Import a volume that nobody uses, unless it is on its way out: nobody would ever remove the record then.
+
+        The lists are seconds old, so DeleteVolume may have ended since, and csi-provisioner be about to remove the
+        PersistentVolume. It deletes volumes only after their PersistentVolume is released; so where that is still bound after the
+        record was made, a later DeleteVolume finds the record.
+        """
+        if all(map(imports.is_released, volumes)):
+            return False
+        record = await self._import_from(handle, None, volumes, attachments, caller=None, attaching=False)
+        if record is None or not await self._all_released(volumes):
+            return record is not None
+        await self.store.remove(record)
+        return False
+
+    async def _all_released(self, volumes: list[imports.Object]) -> bool:
+        for volume in volumes:
+            found, _ = await self.api.list(_VOLUMES, {"fieldSelector": f"metadata.name={volume['metadata']['name']}"})
+            if not all(map(imports.is_released, found)):
+                return False
+        return True
 
     async def _add_missing(self, record: Record, missing: list[imports.Holder]) -> bool:
         # The lists are seconds old: a node that was detached since must not come back, so the holder is read again first.

@@ -56,5 +56,5 @@ def _apart(body: Object) -> Object:
 
 def _established(plane: ControlPlane) -> bool:
     definition = plane.api.find("CustomResourceDefinition", "volumeattachmentrecords.rds.csi.srvlab.io") or {}
-    conditions = definition.get("status", {}).get("conditions", [])
+    conditions = definition.get("status", {}).get("conditions") or []
     return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)

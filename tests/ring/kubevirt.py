@@ -132,7 +132,7 @@ def install_kinds(api: Api) -> None:
         api.apply(body)
 
     def established(name: str) -> bool:
-        conditions = api.get("CustomResourceDefinition", name).get("status", {}).get("conditions", [])
+        conditions = api.get("CustomResourceDefinition", name).get("status", {}).get("conditions") or []
         return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
     for name in (body["metadata"]["name"] for body in bodies):

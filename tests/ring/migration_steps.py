@@ -178,9 +178,20 @@ class Hands:
                 self.wait(volume, "TimedOut", lambda status: status.get("migration", {}).get("result") == "TimedOut")
 
     def delete(self, volume: Volume) -> None:
-        """Delete the volume, and its PersistentVolume, as csi-provisioner does."""
+        """Delete the claim, then, once its PersistentVolume is released, the volume and that, as csi-provisioner does."""
+        self.retry(volume, lambda: self.cluster.delete_claim(volume.claim))
+        self.retry(volume, lambda: self.wait_released(volume))
         self.retry(volume, lambda: self.csi.delete(volume.handle))
         self.retry(volume, lambda: self.cluster.api.delete("PersistentVolume", volume.handle))
+
+    def wait_released(self, volume: Volume) -> None:
+        """Wait until the PersistentVolume has lost its claim."""
+
+        def released() -> bool:
+            body = self.cluster.api.find("PersistentVolume", volume.handle)
+            return body is None or body["status"]["phase"] == "Released"
+
+        eventually(f"{volume}'s PersistentVolume is released", released, timeout=60)
 
     def retry(self, volume: Volume, call: Callable[[], object]) -> None:
         """Make a call until it succeeds; what a sidecar would not get over fails at once."""
