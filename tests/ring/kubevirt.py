@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import yaml
 
-from tests.ring.api import Api, Object, path_of
+from tests.ring.api import Api, ApiError, Object, path_of
 from tests.ring.cluster import Cluster
 from tests.ring.kubelet import HANDS_OFF
 from tests.ring.waiting import eventually
@@ -136,7 +136,9 @@ def install_kinds(api: Api) -> None:
         return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
 
     for name in (body["metadata"]["name"] for body in bodies):
-        eventually(f"{name} is served", partial(established, name))
+        eventually(f"{name} is established", partial(established, name))
+    for kind in (VMI, VMIM):
+        eventually(f"{kind} is served", partial(_served, api, kind))
 
 
 def remove_kinds(api: Api) -> None:
@@ -759,6 +761,17 @@ class Evacuation:
         """Go on until all are over."""
         eventually("the evacuation is over", self.step, timeout=timeout, interval=0.02)
         return self
+
+
+def _served(api: Api, kind: str) -> bool:
+    """Return whether a kind is listed; to the first who asks the API server says for a moment that it is not ready (429)."""
+    try:
+        api.list(kind)
+    except ApiError as error:
+        if error.status in {404, 429, 503}:
+            return False
+        raise
+    return True
 
 
 def _gone(api: Api, definition: str) -> bool:
