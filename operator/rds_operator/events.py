@@ -25,6 +25,7 @@ MAX_INSTANCE: Final = 128
 
 _NAME_PREFIX: Final = 200
 _UNAUTHORIZED: Final = 401
+_FORBIDDEN: Final = 403
 
 
 class EventReason(StrEnum):
@@ -136,7 +137,7 @@ class EventRecorder:
         except ObjectNotFound:
             return Posted.REFUSED
         except RequestRefused as error:
-            if error.status == _UNAUTHORIZED:
+            if not _for_good(error):
                 raise
             return Posted.REFUSED
         return Posted.CREATED
@@ -152,10 +153,21 @@ class EventRecorder:
         except ObjectNotFound:
             return await self.post(notice, claim)
         except RequestRefused as error:
-            if error.status == _UNAUTHORIZED:
+            if not _for_good(error):
                 raise
             return Posted.REFUSED
         return Posted.EXISTED
+
+
+def _for_good(error: RequestRefused) -> bool:
+    """Tell whether the same request will never be taken.
+
+    An API server that has just started answers 403 to everybody until it has read its roles, and a missing role can be granted; of
+    the 403s only a namespace that is going stays (kubernetes, plugin/pkg/admission/namespace/lifecycle, "being terminated").
+    """
+    if error.status == _FORBIDDEN:
+        return "being terminated" in str(error)
+    return error.status != _UNAUTHORIZED
 
 
 def _collection(claim: ObjectReference) -> str:

@@ -307,10 +307,13 @@ class Reporter:
         if not _claim_is_due(volume, record):
             return record
         claim = await self._claims.of(record)
-        volume.claim_of = _attachment_ids(record)
-        if claim is None or claim == record.status.claim_ref:
+        if claim is None:
             return record
-        return await self._write(volume, record, lambda fresh: set_claim(fresh, claim))
+        if claim != record.status.claim_ref:
+            # Remembered only once it is written: a write that failed is tried again.
+            record = await self._write(volume, record, lambda fresh: set_claim(fresh, claim))
+        volume.claim_of = _attachment_ids(record)
+        return record
 
     async def _let_go(self, record: Record) -> None:
         # Compare-and-swap: a node that is attached in this moment makes the write fail, and the decision is taken anew.

@@ -569,7 +569,7 @@ def test_events_that_the_api_server_refuses_hold_up_no_attach_and_no_count(
 ) -> None:
     handle, claim = make_claimed()
     before = operator.scrape()
-    with operator_proxy.fail("POST", "/events$", status=403):
+    with operator_proxy.fail("POST", "/events$", status=403, message="the namespace is being terminated"):
         _run_a_migration(csi, handle, nodes)
         reported(cluster, handle)
     after = operator.scrape()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +62,15 @@ async def test_a_terminating_namespace_refuses_for_good() -> None:
     server = ApiServer()
     server.refuse_events_in.add("default")
     assert await EventRecorder(server.client(), "me").post(notice(), CLAIM) is Posted.REFUSED
+
+
+async def test_a_role_that_is_not_known_yet_is_trouble_and_no_refusal() -> None:
+    class Starting(Client):
+        async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+            raise RequestRefused(f"POST {path}: 403 events is forbidden: User cannot create resource", 403, "Forbidden")
+
+    with pytest.raises(RequestRefused):
+        await EventRecorder(Starting(ApiServer()), "me").post(notice(), CLAIM)
 
 
 async def test_a_token_that_just_expired_is_trouble_and_no_refusal() -> None:
