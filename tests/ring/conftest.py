@@ -174,15 +174,15 @@ def operator(installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) 
         yield operator
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def attacher(installed: ControlPlane, shim: Shim) -> Iterator[Process]:
-    """A csi-attacher beside the shared shim."""
+    """A csi-attacher beside the shared shim, while the tests of one file run; other files play its part."""
     with csi_attacher(installed, shim.socket, installed.logs) as process:
         yield process
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def provisioner(installed: ControlPlane, shim: Shim) -> Iterator[Process]:
-    """A csi-provisioner beside the shared shim."""
+    """A csi-provisioner beside the shared shim, while the tests of one file run."""
     with csi_provisioner(installed, shim.socket, installed.logs) as process:
         yield process

@@ -267,7 +267,8 @@ def test_a_kill_at_each_step_of_a_deletion_leaves_nothing_behind(world: World, v
     ]
     running = [world.pool.submit(world.hands.delete, volume) for volume in held]
     for rule in rules:
-        rule.wait_hit()
+        # The claim goes first, and the controller manager may still be looking for an API server that was killed before.
+        rule.wait_hit(timeout=120)
     world.box.switch(latency={"/disk remove": 1.0, "/file remove": 1.0})
     running.extend(world.pool.submit(world.hands.delete, volume) for volume in at_the_box)
     eventually(
