@@ -179,19 +179,20 @@ class Hands:
 
     def delete(self, volume: Volume) -> None:
         """Delete the claim, then, once its PersistentVolume is released, the volume and that, as csi-provisioner does."""
+        self.retry(volume, lambda: self.wait_volume(volume, "Bound"))
         self.retry(volume, lambda: self.cluster.delete_claim(volume.claim))
-        self.retry(volume, lambda: self.wait_released(volume))
+        self.retry(volume, lambda: self.wait_volume(volume, "Released"))
         self.retry(volume, lambda: self.csi.delete(volume.handle))
         self.retry(volume, lambda: self.cluster.api.delete("PersistentVolume", volume.handle))
 
-    def wait_released(self, volume: Volume) -> None:
-        """Wait until the PersistentVolume has lost its claim."""
+    def wait_volume(self, volume: Volume, phase: str) -> None:
+        """Wait until the PersistentVolume is in that phase; a claim that goes before it is bound releases nothing."""
 
-        def released() -> bool:
+        def there() -> bool:
             body = self.cluster.api.find("PersistentVolume", volume.handle)
-            return body is None or body["status"]["phase"] == "Released"
+            return body is None or body["status"].get("phase") == phase
 
-        eventually(f"{volume}'s PersistentVolume is released", released, timeout=60)
+        eventually(f"{volume}'s PersistentVolume is {phase}", there, timeout=60)
 
     def retry(self, volume: Volume, call: Callable[[], object]) -> None:
         """Make a call until it succeeds; what a sidecar would not get over fails at once."""
