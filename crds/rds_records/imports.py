@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from kubernetes.utils.quantity import parse_quantity
 
+from rds_records.conditions import settled
 from rds_records.names import DRIVER_NAME, SlotNames, attacher_finalizer, file_path_for, nqn_for, slot_for
 from rds_records.record import AccessMode, Attachment, Condition, DualAttachPolicy, Record, Spec, Target, VolumeMode
-from rds_records.transitions import allowed_nodes, open_imported_window, settle
+from rds_records.windows import allowed_nodes, open_imported_window
 
 NODE_ID_ANNOTATION: Final = "csi.alpha.kubernetes.io/node-id"
 """Set by csi-attacher before it publishes (external-attacher, pkg/attacher/csi_handler.go)."""
@@ -191,4 +192,4 @@ def _found(record: Record, now: datetime) -> Record:
         record = record.with_status(over_attached=True)
     elif len(attachments) == 2 and record.status.migration is None:
         record = open_imported_window(record, max(held.attach_time for held in attachments))
-    return settle(record, now=now)
+    return settled(record, record.status, now)

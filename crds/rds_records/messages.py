@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from rds_records.record import Result, Window
+from rds_records.record import Announcement, Result, Window
 
 MAX_REASON = 400
 """Characters of KubeVirt's own words in a sentence; the window keeps more."""
@@ -105,6 +105,16 @@ def leaving_overdue(handle: str, window: Window, elapsed: timedelta, detail: str
         f"elapsed: {go_duration(int(elapsed.total_seconds()))}{_run(window)}{where}; no further node is admitted until it has "
         f"left; {_live(window)}; {release(window)}; {down}"
     )
+
+
+def warning(window: Window, kind: Announcement) -> str:
+    """Return what a condition says of a warning that was given."""
+    if kind is Announcement.LEAVING_OVERDUE:
+        since = clock(window.result_time) if window.result_time else "long ago"
+        return f"{window.result} since {since}, and node {leaving_node(window)} has not left; {release(window)}"
+    if kind is Announcement.SLOW_START:
+        return f"two nodes are attached since {clock(window.start_time)} and KubeVirt has not started to move the VM"
+    return f"KubeVirt moves the VM since {clock(window.run_start_time or window.start_time)} and sets no limit"
 
 
 def release(window: Window) -> str:

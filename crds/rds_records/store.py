@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from rds_records.decisions import Decided, Refused
 from rds_records.kubernetes_api import ApiUnavailable, ObjectNotFound, WriteConflict
 from rds_records.names import API_GROUP, API_VERSION, FINALIZER, PLURAL, record_name
 from rds_records.record import Record, Spec
-from rds_records.transitions import Decided, Refused
 
 COLLECTION: Final = f"/apis/{API_GROUP}/{API_VERSION}/{PLURAL}"
 ATTEMPTS: Final = 8

@@ -19,11 +19,12 @@ from rds_csi.errors import (
     Unavailable,
 )
 from rds_records import imports, transitions
+from rds_records.decisions import Code, Decided, Reason, Refused
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, RequestRefused, WriteConflict
 from rds_records.names import DRIVER_NAME, check_handle, volume_attachment_name
 from rds_records.record import Record
 from rds_records.store import Contended, RecordStore
-from rds_records.transitions import Access, Code, Decided, Reason, Refused
+from rds_records.transitions import Access
 
 _log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from rds_csi.routeros.box import Box
 from rds_csi.routeros.commands import DiskSpec, FilePath, Nqn, Slot
 from rds_csi.routeros.errors import BoxError, Conflict, DiskInTheWay, PoolFull, ReadBackMismatch
 from rds_records import imports, transitions
+from rds_records.decisions import Decided, Refused
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, WriteConflict
 from rds_records.names import FINALIZER, SlotNames, file_path_for, nqn_for, slot_for
 from rds_records.record import AccessMode, DualAttachPolicy, Record, Spec, Target, VolumeMode
 from rds_records.store import RecordStore
-from rds_records.transitions import Decided, Refused
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from prometheus_client.registry import Collector
 from rds_operator.events import EventReason
 from rds_operator.memory import RecordMemory
 from rds_operator.timeouts import runs
+from rds_records.conditions import derive_phase
 from rds_records.record import Announcement, OutboxEntry, Phase, Record
-from rds_records.transitions import derive_phase
 
 DURATION_BUCKETS: Final = (15, 30, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600, 7200)
 """Seconds; the Go driver's, and further ones up to the longest timeout in use."""

@@ -27,11 +27,12 @@ from rds_operator.events import EventReason, EventRecorder, Notice, Posted, even
 from rds_operator.memory import Change
 from rds_operator.metrics import OperatorMetrics
 from rds_records.clock import ServerClock
+from rds_records.decisions import Decided
 from rds_records.kubernetes_api import ApiError, ObjectNotFound, WriteConflict
+from rds_records.messages import go_duration
 from rds_records.names import FINALIZER
 from rds_records.record import MAX_OUTBOX, Announcement, Attachment, ObjectReference, OutboxEntry, Record, Refusal
 from rds_records.store import Contended, RecordStore
-from rds_records.transitions import Decided, go_duration
 
 logger = logging.getLogger(__name__)
 

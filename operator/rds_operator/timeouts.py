@@ -14,9 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from rds_records.clock import ServerClock
+from rds_records.decisions import Decided
 from rds_records.record import Record, Window
 from rds_records.store import RecordStore
-from rds_records.transitions import Decided, expire, time_limit, timeout_of
+from rds_records.windows import expire, time_limit, timeout_of
 
 CHECK_SECONDS: Final = 1.0
 """How often a window is looked at; in the last second before its deadline the check waits for it exactly."""

@@ -27,10 +27,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rds_csi.spec import csi_pb2, csi_pb2_grpc
+from rds_records.decisions import Decided
 from rds_records.names import FINALIZER, record_name
 from rds_records.record import AccessMode, Record, Spec, Status, VolumeMode
 from rds_records.store import COLLECTION
-from rds_records.transitions import Access, Decided, attach, initialize
+from rds_records.transitions import Access, attach, initialize
 from tests.ring.driver import Shim
 from tests.ring.installation import CONTROLLER, NAMESPACE
 from tests.ring.stack import Stack, reach

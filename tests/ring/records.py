@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from rds_records.decisions import Code, Decided, Reason, Refused
 from rds_records.names import FINALIZER
 from rds_records.record import AccessMode, DualAttachPolicy, Record, Spec, VolumeMode
-from rds_records.transitions import Access, Code, Decided, Reason, Refused, attach, detach, initialize, note_refusal
+from rds_records.transitions import Access, attach, detach, initialize, note_refusal
 from tests.ring.api import ApiError
 from tests.ring.cluster import RECORD, Cluster, StaticVolume
 from tests.ring.waiting import eventually

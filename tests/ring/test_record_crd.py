@@ -12,27 +12,14 @@ from typing import Any
 
 import pytest
 
+from rds_records.decisions import Decided, Refused
 from rds_records.imports import Holder, add_missing, import_attachments
 from rds_records.kubevirt_runs import Verdict
 from rds_records.names import file_path_for, nqn_for
 from rds_records.record import AccessMode, DualAttachPolicy, Record, Result, Spec, Target, VolumeMode
-from rds_records.transitions import (
-    Access,
-    Decided,
-    Refused,
-    attach,
-    begin_deletion,
-    conclude,
-    conclude_pending,
-    detach,
-    detach_all,
-    expire,
-    initialize,
-    note_refusal,
-    observe_run,
-    supersede,
-    warn,
-)
+from rds_records.transitions import Access, attach, begin_deletion, detach, detach_all, initialize, note_refusal
+from rds_records.window_warnings import warn
+from rds_records.windows import conclude, conclude_pending, expire, observe_run, supersede
 from tests.ring.api import Api, ApiError, Object
 from tests.ring.controlplane import ControlPlane
 from tests.unit.records.kubevirt import live_migration

@@ -10,7 +10,7 @@ from rds_operator.events import EventReason
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
 from rds_records.record import Record
-from rds_records.transitions import expire
+from rds_records.windows import expire
 from tests.unit.operator.api_server import ApiServer
 from tests.unit.operator.volumes import NOW, attached, migrating, record, store_record
 

@@ -17,9 +17,11 @@ from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
 from rds_operator.reporting import REASONS, Reporter, claim_entries, drop_entries, may_vanish
 from rds_records.clock import ServerClock
+from rds_records.decisions import Code, Decided, Reason, Refused
 from rds_records.record import MAX_OUTBOX, Announcement, ObjectReference, OutboxEntry, Record
 from rds_records.store import RecordStore
-from rds_records.transitions import Code, Decided, Reason, Refused, expire, note_refusal
+from rds_records.transitions import note_refusal
+from rds_records.windows import expire
 from tests.unit.operator.api_server import ApiServer, Client, Fault
 from tests.unit.operator.volumes import HANDLE, NOW, attached, bind, decided, detached, migrating, read_record, record, store_record
 

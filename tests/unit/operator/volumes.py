@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rds_records.decisions import Decided, Refused
 from rds_records.names import DRIVER_NAME, FINALIZER, record_name
 from rds_records.record import AccessMode, DualAttachPolicy, Record, Spec, VolumeMode
 from rds_records.store import COLLECTION
-from rds_records.transitions import Access, Decided, Refused, attach, detach, initialize
+from rds_records.transitions import Access, attach, detach, initialize
 from tests.unit.operator.api_server import ApiServer
 
 HANDLE = "pvc-11111111-2222-3333-4444-555555555555"

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from rds_records.decisions import Code
 from rds_records.record import Record
 from rds_records.record import Window as WrittenWindow
-from rds_records.transitions import Code
 
 
 @dataclass(frozen=True)

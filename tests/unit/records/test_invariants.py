@@ -13,29 +13,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from rds_records.decisions import Code, Decided, Refused
 from rds_records.imports import Holder, add_missing, import_attachments
 from rds_records.kubernetes_api import ApiError
 from rds_records.kubevirt_evidence import Evidence, EvidenceUnavailable, NotExplained, Rule
 from rds_records.kubevirt_runs import Verdict
 from rds_records.record import AccessMode, Announcement, DualAttachPolicy, Phase, Record, Result, VolumeMode
 from rds_records.store import Contended, RecordStore
-from rds_records.transitions import (
-    Access,
-    Code,
-    Decided,
-    Refused,
-    attach,
-    begin_deletion,
-    conclude,
-    conclude_pending,
-    detach,
-    detach_all,
-    expire,
-    note_refusal,
-    observe_run,
-    supersede,
-    warn,
-)
+from rds_records.transitions import Access, attach, begin_deletion, detach, detach_all, note_refusal
+from rds_records.window_warnings import warn
+from rds_records.windows import conclude, conclude_pending, expire, observe_run, supersede
 from tests.unit.records.kubevirt import live_migration
 from tests.unit.records.memory_api import Body, MemoryApi, Mishap
 from tests.unit.records.model import Held, Model, Run, same

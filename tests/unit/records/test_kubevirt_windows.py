@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rds_records.decisions import Decided, Reason
 from rds_records.kubevirt_evidence import LiveMigration, NotExplained, Rule
 from rds_records.kubevirt_objects import Owner
 from rds_records.kubevirt_runs import Verdict
@@ -24,20 +25,9 @@ from rds_records.record import (
     Record,
     Result,
 )
-from rds_records.transitions import (
-    Decided,
-    Reason,
-    conclude,
-    conclude_pending,
-    detach_all,
-    expire,
-    note_refusal,
-    observe_run,
-    supersede,
-    time_limit,
-    timeout_of,
-    warn,
-)
+from rds_records.transitions import detach_all, note_refusal
+from rds_records.window_warnings import warn
+from rds_records.windows import conclude, conclude_pending, expire, observe_run, supersede, time_limit, timeout_of
 from tests.unit.records.crd import objections
 from tests.unit.records.kubevirt import RUN, live_migration
 from tests.unit.records.test_transitions import held_by

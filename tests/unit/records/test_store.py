@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
+from rds_records.decisions import Decided, Reason, Refused
 from rds_records.kubernetes_api import ApiUnavailable, ObjectNotFound, WriteConflict
 from rds_records.names import FINALIZER
 from rds_records.record import DualAttachPolicy, Record
 from rds_records.store import ATTEMPTS, Contended, RecordStore
-from rds_records.transitions import Decided, Reason, Refused, begin_deletion, initialize
+from rds_records.transitions import begin_deletion, initialize
 from tests.unit.records.memory_api import MemoryApi, Mishap
 from tests.unit.records.volumes import HANDLE, START, ask, at, fresh, left, no, spec, yes
 

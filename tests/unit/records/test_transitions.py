@@ -7,8 +7,11 @@ from datetime import timedelta
 
 import pytest
 
+from rds_records.conditions import derive_phase, settled
+from rds_records.decisions import Code, Reason, Refused
 from rds_records.imports import Holder, import_attachments
 from rds_records.kubevirt_evidence import EvidenceUnavailable, NotExplained, Rule, no_kubevirt
+from rds_records.messages import go_duration
 from rds_records.record import (
     MAX_HISTORY,
     MAX_OUTBOX,
@@ -25,22 +28,8 @@ from rds_records.record import (
     Result,
     VolumeMode,
 )
-from rds_records.transitions import (
-    Access,
-    Code,
-    Reason,
-    Refused,
-    begin_deletion,
-    derive_phase,
-    detach,
-    detach_all,
-    expire,
-    go_duration,
-    initialize,
-    needs_evidence,
-    note_refusal,
-    settle,
-)
+from rds_records.transitions import Access, begin_deletion, detach, detach_all, initialize, needs_evidence, note_refusal
+from rds_records.windows import expire
 from tests.unit.records.crd import objections
 from tests.unit.records.kubevirt import live_migration
 from tests.unit.records.volumes import (
@@ -531,7 +520,8 @@ def test_every_window_has_a_name_of_its_own_also_with_the_same_younger_node() ->
     record = left(held_by("node-a", "node-b", "node-c"), "node-a", now=at(50))
     first = window(record)
     third = Attachment(node_name="node-0", id="found-0", access_mode=SHARED.mode, attach_time=at(-500))
-    record = settle(record.with_status(attachments=(*record.status.attachments, third), over_attached=True), now=at(51))
+    status = record.status.replace(attachments=(*record.status.attachments, third), over_attached=True)
+    record = settled(record, status, at(51))
     record = left(record, "node-b", now=at(52))
     assert (window(record).source_node, window(record).target_node) == ("node-0", "node-c")
     assert window(record).id != first.id

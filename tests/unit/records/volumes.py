@@ -6,10 +6,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rds_records.decisions import Decided, Refused
 from rds_records.kubevirt_evidence import Evidence
 from rds_records.names import FINALIZER, file_path_for, nqn_for
 from rds_records.record import AccessMode, DualAttachPolicy, Metadata, Record, Spec, Target, VolumeMode, Window
-from rds_records.transitions import Access, Decided, Refused, attach, detach, initialize
+from rds_records.transitions import Access, attach, detach, initialize
 
 HANDLE = "pvc-00000000-0000-4000-8000-000000000001"
 START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
