@@ -1,8 +1,9 @@
 """The ring's Go binaries: built once from the Go module proxy into a cache outside the repository.
 
-Two Go modules, ``build/controlplane`` and ``build/csitools``, pin every version: kube-controller-manager does not compile against
-the CSI specification that csi-sanity needs. Each binary is built into a temporary folder of the cache and then renamed, so that a
-cached binary is always whole; a lock lets one of several processes build while the others wait.
+Three Go modules under ``build/`` pin every version: ``controlplane``, ``csitools`` (kube-controller-manager does not compile
+against the CSI specification that csi-sanity needs) and ``promql`` (a program of our own around Prometheus' engine). Each binary is
+built into a temporary folder of the cache and then renamed, so that a cached binary is always whole; a lock lets one of several
+processes build while the others wait.
 """
 
 from __future__ import annotations
@@ -65,10 +66,12 @@ BINARIES = {
         Binary("csi-snapshotter", "csitools", "github.com/kubernetes-csi/external-snapshotter/v8/cmd/csi-snapshotter"),
         Binary("snapshot-controller", "csitools", "github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller"),
         Binary("kwok", "csitools", "sigs.k8s.io/kwok/cmd/kwok"),
+        Binary("promql", "promql", "."),
     )
 }
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 SIDECARS = ("csi-provisioner", "csi-attacher", "csi-sanity")
+QUERIES = ("promql",)
 LATER = ("csi-resizer", "csi-snapshotter", "snapshot-controller", "kwok")
 
 
@@ -84,7 +87,7 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def ensure(
-    names: Iterable[str] = (*CONTROL_PLANE, *SIDECARS),
+    names: Iterable[str] = (*CONTROL_PLANE, *SIDECARS, *QUERIES),
     *,
     environ: Mapping[str, str] = os.environ,
     console: Console | None = None,
@@ -241,7 +244,7 @@ class Workshop:
 def main() -> None:
     """Build the named binaries (default: what the tests need) and print where they are."""
     try:
-        for path in ensure(sys.argv[1:] or (*CONTROL_PLANE, *SIDECARS)).values():
+        for path in (ensure(sys.argv[1:]) if sys.argv[1:] else ensure()).values():
             print(path)
     except BuildFailed as failure:
         sys.exit(str(failure))

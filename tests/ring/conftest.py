@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.ring.binaries import CONTROL_PLANE, SIDECARS, ensure
+from tests.ring.binaries import CONTROL_PLANE, QUERIES, SIDECARS, ensure
 from tests.ring.cluster import Cluster
 from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator, Shim
@@ -21,6 +21,7 @@ from tests.ring.installation import install
 from tests.ring.kubelet import Kubelet
 from tests.ring.kubevirt import KubeVirt, install_kinds, remove_kinds
 from tests.ring.processes import Process, known_processes
+from tests.ring.prometheus import Prometheus
 from tests.ring.proxy import Proxy
 from tests.ring.rpc import Csi
 from tests.ring.sidecars import csi_attacher, csi_provisioner
@@ -32,12 +33,13 @@ KEPT_LOGS = Path(os.environ.get("RDS_CSI_TEST_LOGS") or Path(__file__).parents[2
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build what is missing before the first test starts, where no test's timeout runs and the progress can be seen."""
-    needs_ring = any("control_plane" in getattr(item, "fixturenames", ()) for item in session.items)
-    if not needs_ring or session.config.option.collectonly:
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    names = (*(CONTROL_PLANE + SIDECARS if "control_plane" in wanted else ()), *(QUERIES if "prometheus" in wanted else ()))
+    if not names or session.config.option.collectonly:
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        ensure((*CONTROL_PLANE, *SIDECARS))
+        ensure(names)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -172,6 +174,12 @@ def operator(installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) 
     """The only operator while the tests of one file run."""
     with Operator(installed, tmp_path_factory.mktemp("operator")) as operator:
         yield operator
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> Prometheus:
+    """Prometheus' engine, for queries over samples that a test names."""
+    return Prometheus(ensure(QUERIES)["promql"])
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
-from tests.ring.api import Api, ApiError, Object, path_of
+from tests.ring.api import Api, Object, path_of
 from tests.ring.cluster import Cluster
+from tests.ring.definitions import install_definitions, let_go, remove_definitions
 from tests.ring.kubelet import HANDS_OFF
 from tests.ring.waiting import eventually
 
@@ -127,30 +125,12 @@ class Vm:
 
 def install_kinds(api: Api) -> None:
     """Install the two kinds and wait until they are served."""
-    bodies = list(yaml.safe_load_all(KINDS.read_text()))
-    for body in bodies:
-        api.apply(body)
-
-    def established(name: str) -> bool:
-        conditions = api.get("CustomResourceDefinition", name).get("status", {}).get("conditions") or []
-        return any(condition["type"] == "Established" and condition["status"] == "True" for condition in conditions)
-
-    for name in (body["metadata"]["name"] for body in bodies):
-        eventually(f"{name} is established", partial(established, name))
-    for kind in (VMI, VMIM):
-        eventually(f"{kind} is served", partial(_served, api, kind))
+    install_definitions(api, KINDS)
 
 
 def remove_kinds(api: Api) -> None:
     """Remove the two kinds, and every object of them, as if KubeVirt had never been installed."""
-    for kind in (VMIM, VMI):
-        name = f"{path_of(kind).rsplit('/', 1)[1]}.kubevirt.io"
-        if api.find("CustomResourceDefinition", name) is None:
-            continue
-        for body in api.list(kind):
-            _let_go(api, body)
-        api.delete("CustomResourceDefinition", name)
-        eventually(f"{name} is gone", partial(_gone, api, name))
+    remove_definitions(api, KINDS)
 
 
 class KubeVirt:
@@ -314,7 +294,7 @@ class KubeVirt:
         """Let go of everything here, so that the namespace can go."""
         for kind in (VMIM, VMI):
             for body in self.api.list(kind, self.namespace):
-                _let_go(self.api, body)
+                let_go(self.api, body)
 
     def _move_label(self, vm: Vm, node: str) -> None:
         self.api.patch(VMI, vm.name, {"metadata": {"labels": {"kubevirt.io/nodeName": node}}}, self.namespace)
@@ -763,21 +743,6 @@ class Evacuation:
         return self
 
 
-def _served(api: Api, kind: str) -> bool:
-    """Return whether a kind is listed; to the first who asks the API server says for a moment that it is not ready (429)."""
-    try:
-        api.list(kind)
-    except ApiError as error:
-        if error.status in {404, 429, 503}:
-            return False
-        raise
-    return True
-
-
-def _gone(api: Api, definition: str) -> bool:
-    return api.find("CustomResourceDefinition", definition) is None
-
-
 def _volume(disk: Disk) -> Object:
     source: Object = {"claimName": disk.claim}
     if disk.hotplugged:
@@ -787,10 +752,3 @@ def _volume(disk: Disk) -> Object:
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _let_go(api: Api, body: Object) -> None:
-    metadata = body["metadata"]
-    api.delete(body["kind"], metadata["name"], metadata["namespace"])
-    if api.find(body["kind"], metadata["name"], metadata["namespace"]) is not None:
-        api.patch(body["kind"], metadata["name"], {"metadata": {"finalizers": None}}, metadata["namespace"])
