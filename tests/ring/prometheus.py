@@ -15,7 +15,7 @@ Sample = tuple[float, float]
 
 
 class BadQuery(Exception):
-    """The engine does not take the expression, or cannot evaluate it."""
+    """The engine does not take the expression or the rules, or cannot evaluate them."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,19 @@ class Prometheus:
         """Return what the expression gives at a moment in seconds; raises BadQuery."""
         known = [{"labels": {"__name__": one.name} | dict(one.labels), "samples": one.samples} for one in series]
         asked = {"expression": expression, "time": at, "series": known}
-        done = subprocess.run([self._binary], input=json.dumps(asked), capture_output=True, text=True, check=False, timeout=60)
-        if done.returncode:
-            raise BadQuery(f"{expression}: {done.stderr.strip()}")
-        said = json.loads(done.stdout)
+        said = json.loads(self._run(json.dumps(asked)))
         elements = [(element["labels"], float(element["value"])) for element in said["elements"]]
         return Answer(elements, frozenset(said["metrics"]), said["warnings"])
+
+    def load(self, rules: str) -> None:
+        """Read a rule file, given as its text, as Prometheus does when it loads one; raises BadQuery."""
+        self._run(rules, "rules")
+
+    def _run(self, text: str, *words: str) -> str:
+        done = subprocess.run([self._binary, *words], input=text, capture_output=True, text=True, check=False, timeout=60)
+        if done.returncode:
+            raise BadQuery(done.stderr.strip())
+        return done.stdout
 
 
 def series_of(scrapes: Iterable[tuple[float, str]], **labels: str) -> list[Series]:

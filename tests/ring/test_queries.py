@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.documents import blocks, objects
 from tests.ring.cluster import Cluster
@@ -242,6 +243,26 @@ def test_alert_operator_missing_fires_five_minutes_after_the_last_one(prometheus
     # Prometheus itself looks five minutes back for a sample where the target just stopped to answer.
     assert fires_at(prometheus, "RdsCsiOperatorMissing", series, until=2 * HOUR) is None
     assert fires_at(prometheus, "RdsCsiOperatorMissing", series, until=3 * HOUR) == 2 * HOUR + 10 * MINUTE
+
+
+def rule_files() -> dict[str, dict[str, Any]]:
+    """Return what the Prometheus operator would make of each PrometheusRule, by its name."""
+    return {
+        body["metadata"]["name"]: {"groups": body["spec"]["groups"]} for _, body in objects() if body["kind"] == "PrometheusRule"
+    }
+
+
+@pytest.mark.parametrize("name", sorted(rule_files()))
+def test_the_rules_load(name: str, prometheus: Prometheus) -> None:
+    prometheus.load(yaml.safe_dump(rule_files()[name]))
+
+
+@pytest.mark.parametrize("wrong", [{"expr": "sum("}, {"annotations": {"summary": "{{ $valu }}"}}, {"foor": "5m"}])
+def test_a_rule_that_is_none_is_told_apart(wrong: dict[str, Any], prometheus: Prometheus) -> None:
+    (groups,) = rule_files().values()
+    groups["groups"][0]["rules"][0].update(wrong)
+    with pytest.raises(BadQuery):
+        prometheus.load(yaml.safe_dump(groups))
 
 
 def test_alerts_name_the_command_that_shows_more() -> None:

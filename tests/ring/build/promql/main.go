@@ -1,17 +1,23 @@
-// Promql evaluates one expression with Prometheus' own engine over the samples that come with it: JSON in, JSON out.
+// Promql evaluates one expression with Prometheus' own engine over the samples that come with it, JSON in, JSON out; with the
+// argument "rules" it reads a rule file instead, as Prometheus does when it loads one.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strconv"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/storage"
@@ -45,13 +51,26 @@ type element struct {
 }
 
 func main() {
+	serve := answerOne
+	if len(os.Args) > 1 && os.Args[1] == "rules" {
+		serve = load
+	}
 	if err := serve(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func serve() error {
+func load() error {
+	text, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return err
+	}
+	_, wrong := rulefmt.Parse(text, false, model.UTF8Validation, parser.NewParser(parser.Options{}), slog.Default())
+	return errors.Join(wrong...)
+}
+
+func answerOne() error {
 	var asked request
 	if err := json.NewDecoder(os.Stdin).Decode(&asked); err != nil {
 		return err
