@@ -12,7 +12,17 @@ from kubernetes.utils.quantity import parse_quantity
 
 from rds_records.conditions import settled
 from rds_records.names import DRIVER_NAME, SlotNames, attacher_finalizer, file_path_for, nqn_for, slot_for
-from rds_records.record import AccessMode, Attachment, Condition, DualAttachPolicy, Record, Spec, Target, VolumeMode
+from rds_records.record import (
+    AccessMode,
+    Attachment,
+    Condition,
+    DualAttachPolicy,
+    ObjectReference,
+    Record,
+    Spec,
+    Target,
+    VolumeMode,
+)
 from rds_records.windows import allowed_nodes, open_imported_window
 
 NODE_ID_ANNOTATION: Final = "csi.alpha.kubernetes.io/node-id"
@@ -43,6 +53,12 @@ def volumes_of(handle: str, volumes: Iterable[Object], driver: str = DRIVER_NAME
 def is_released(volume: Object) -> bool:
     """Tell whether a PersistentVolume has lost its claim for good, or is being deleted."""
     return "deletionTimestamp" in volume["metadata"] or volume.get("status", {}).get("phase") in {"Released", "Failed"}
+
+
+def claim_of(volume: Object) -> ObjectReference | None:
+    """Return the claim that a PersistentVolume names, which may be gone; None where it names none."""
+    claim = volume["spec"].get("claimRef")
+    return ObjectReference(namespace=claim["namespace"], name=claim["name"], uid=claim.get("uid")) if claim else None
 
 
 def holders(
@@ -146,14 +162,14 @@ def quantity_bytes(quantity: str) -> int:
     return int(parse_quantity(quantity))
 
 
-def import_attachments(record: Record, found: Sequence[Holder], *, now: datetime) -> Record:
-    """Return the record of a volume with the attachments that were found, initialized.
+def import_attachments(record: Record, found: Sequence[Holder], *, now: datetime, claim: ObjectReference | None = None) -> Record:
+    """Return the record of a volume with the attachments that were found, initialized; ``claim`` is the PersistentVolume's.
 
     More nodes than allowed are kept and flagged, and no further one is admitted. Two nodes of a multi-node volume are a window
     whose start is the younger attachment's.
     """
     attachments = tuple(_attachment(record, holder, "imported", now) for holder in found)
-    return _found(record.with_status(initialized=True, attachments=attachments), now)
+    return _found(record.with_status(initialized=True, attachments=attachments, claim_ref=claim), now)
 
 
 def add_missing(record: Record, missing: Sequence[Holder], *, now: datetime) -> Record:

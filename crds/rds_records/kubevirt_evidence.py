@@ -20,6 +20,7 @@ from rds_records.kubevirt_objects import Migration, Owner, Pod, Vmi
 class Rule(StrEnum):
     """The rule that said no."""
 
+    NO_CLAIM = "NoClaim"
     NO_TARGET_POD = "NoTargetPod"
     NO_SOURCE_POD = "NoSourcePod"
     NOT_SAME_VM = "NotSameVM"
@@ -53,9 +54,12 @@ class NotExplained:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceUnavailable:
-    """Nobody could tell: the API server did not answer, or did not allow the question."""
+    """Nobody could tell: the API server did not answer, or did not allow the question (``forbidden``)."""
 
     text: str
+    forbidden: bool = False
+    vmi: Owner | None = None
+    namespace: str = ""
 
 
 Evidence = LiveMigration | NotExplained | EvidenceUnavailable

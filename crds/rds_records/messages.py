@@ -96,14 +96,18 @@ def leaving_overdue(handle: str, window: Window, elapsed: timedelta, detail: str
     """Return the warning that the node that should leave has not; ``detail`` says what is known of it."""
     node = leaving_node(window)
     where = f"; {detail}" if detail else ""
-    down = (
-        f"if node {node} is down, power it off for certain and then `kubectl taint nodes {node} "
-        "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute`"
-    )
     return (
         f"[{handle}]: KubeVirt live migration is over and node {node} has not left - {_roles(window)}, result: {window.result}, "
         f"elapsed: {go_duration(int(elapsed.total_seconds()))}{_run(window)}{where}; no further node is admitted until it has "
-        f"left; {_live(window)}; {release(window)}; {down}"
+        f"left; {_live(window)}; {release(window)}; {out_of_service(node)}"
+    )
+
+
+def out_of_service(node: str | None) -> str:
+    """Return what frees volumes of a node that is down, on which no VM runs that anybody wants."""
+    return (
+        f"if node {node} is down, power it off for certain and then `kubectl taint nodes {node} "
+        "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute`"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Final
 from rds_records import messages
 from rds_records.conditions import settled
 from rds_records.decisions import Code, Decided, Reason, Refused
+from rds_records.evidence_condition import with_evidence_read
 from rds_records.kubevirt_evidence import Evidence, EvidenceUnavailable, LiveMigration, NotExplained, Rule
 from rds_records.outbox import announce
 from rds_records.record import (
@@ -107,7 +108,7 @@ def attach(
         run = evidence if asked and isinstance(evidence, LiveMigration) else None
         window = open_window(record, status.attachments[0].node_name, node, now, new_id, run=run)
         attached = announce(attached.replace(migration=window), started_entry(record, window))
-    return Decided(settled(record, attached, now), changed=True)
+    return Decided(with_evidence_read(settled(record, attached, now), evidence, now=now), changed=True)
 
 
 def _refuse_in_any_case(record: Record, access: Access) -> Refused | None:
@@ -174,36 +175,32 @@ def _refuse_without_migration(record: Record, node: str, evidence: Evidence | No
         return None
     holder = held[0].node_name
     no = f"volume {record.handle} is attached to node {holder} and cannot be attached to node {node} too"
-    any_two = (
-        f"stop the pod on {holder} first, or set spec.dualAttachPolicy: AnyTwoNodes on the record {record.metadata.name} if "
-        "whoever uses the volume arbitrates between two writers"
-    )
     again = "the attach is tried again (csi-attacher: at most 5 minutes later)"
     match evidence:
         case LiveMigration(source_node=source, target_node=target) if (source, target) == (holder, node):
             return None
-        case LiveMigration():
+        case None | LiveMigration():
+            # Nobody asked about these two nodes: when the record was read first, another node held the volume, or none.
             text = f"{no} now: who holds it changed meanwhile; {again}"
             return Refused(Code.UNAVAILABLE, Reason.NO_EVIDENCE, text)
         case EvidenceUnavailable(text=trouble):
             text = f"{no} now: whether KubeVirt migrates a VM from {holder} to {node} could not be found out: {trouble}; {again}"
-            return Refused(Code.UNAVAILABLE, Reason.NO_EVIDENCE, text)
+            return Refused(Code.UNAVAILABLE, Reason.NO_EVIDENCE, text, _vmi_of(evidence))
         case NotExplained(rule=Rule.NO_KUBEVIRT, text=why):
             # Nothing will ever explain it here, so the other policy is named; nowhere else, because it lets any pod in.
+            any_two = (
+                f"stop the pod on {holder} first, or set spec.dualAttachPolicy: AnyTwoNodes on the record "
+                f"{record.metadata.name} if whoever uses the volume arbitrates between two writers"
+            )
             text = f"{no}: dualAttachPolicy KubeVirt, {Rule.NO_KUBEVIRT}: {why}; {any_two}; {again}"
             return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text)
         case NotExplained(rule=rule, text=why):
             works = f"works once a live migration explains it or {holder} left"
             text = f"{no}: dualAttachPolicy KubeVirt, {rule}: {why}; {again} and {works}"
             return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text, _vmi_of(evidence))
-    text = (
-        f"{no}: its dualAttachPolicy KubeVirt admits a second node only with evidence of a live migration, and this version does "
-        f"not look for any yet; {any_two}"
-    )
-    return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text)
 
 
-def _vmi_of(evidence: NotExplained) -> ObjectReference | None:
+def _vmi_of(evidence: NotExplained | EvidenceUnavailable) -> ObjectReference | None:
     if evidence.vmi is None or not evidence.namespace:
         return None
     return ObjectReference(namespace=evidence.namespace, name=evidence.vmi.name, uid=evidence.vmi.uid or None)
@@ -307,17 +304,20 @@ def begin_deletion(record: Record, *, now: datetime) -> Decided | Refused:
     return Decided(settled(record, record.status.replace(deleting=True), now), changed=True)
 
 
-def initialize(record: Record, *, now: datetime) -> Decided:
-    """Say of a new volume that nobody holds it."""
+def initialize(record: Record, *, now: datetime, claim: ObjectReference | None = None) -> Decided:
+    """Say of a new volume that nobody holds it, and which claim it is made for, where that is known."""
     if record.initialized:
         return Decided(record, changed=False)
-    return Decided(settled(record, record.status.replace(initialized=True), now), changed=True)
+    return Decided(settled(record, record.status.replace(initialized=True, claim_ref=claim), now), changed=True)
 
 
-def note_refusal(record: Record, node: str, refused: Refused, *, now: datetime) -> Record | None:
-    """Return the record with the refusal noted, or None where it was noted less than a minute ago."""
+def note_refusal(record: Record, node: str, refused: Refused, *, now: datetime, evidence: Evidence | None = None) -> Record | None:
+    """Return the record with the refusal noted, or None where it was noted less than a minute ago, for the same VM.
+
+    ``evidence`` is what it rests on: whether that could be read is noted with it.
+    """
     known = next((seen for seen in record.status.refusals if (seen.node_name, seen.reason) == (node, refused.reason)), None)
-    if known and now - known.last_time < REFUSAL_REPEAT:
+    if known and now - known.last_time < REFUSAL_REPEAT and known.vmi == refused.vmi:
         return None
     message = refused.message[:1024]
     if known:
@@ -328,7 +328,7 @@ def note_refusal(record: Record, node: str, refused: Refused, *, now: datetime) 
         )
     others = [seen for seen in record.status.refusals if seen.node_name != node]
     others.sort(key=lambda seen: seen.last_time)
-    return record.with_status(refusals=(*others[-(MAX_REFUSALS - 1) :], noted))
+    return with_evidence_read(record.with_status(refusals=(*others[-(MAX_REFUSALS - 1) :], noted)), evidence, now=now)
 
 
 def _describe(held: Attachment, volume_mode: VolumeMode) -> str:

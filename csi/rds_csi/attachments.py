@@ -18,10 +18,13 @@ from rds_csi.errors import (
     Rejected,
     Unavailable,
 )
+from rds_csi.migration_evidence import MigrationEvidence
 from rds_records import imports, transitions
 from rds_records.decisions import Code, Decided, Reason, Refused
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, RequestRefused, WriteConflict
+from rds_records.kubevirt_evidence import Evidence
 from rds_records.names import DRIVER_NAME, check_handle, volume_attachment_name
+from rds_records.node_readiness import name_unready
 from rds_records.record import Record
 from rds_records.store import Contended, RecordStore
 from rds_records.transitions import Access
@@ -40,11 +43,12 @@ _REJECTIONS: Mapping[Code, type[Rejected]] = {
 CONFLICTS = frozenset({Reason.SINGLE_NODE, Reason.NO_SLOT, Reason.NO_MIGRATION})
 """Refusals because another node holds the volume."""
 
-_NOTED = CONFLICTS | {Reason.DELETING}
+_NOTED = CONFLICTS | {Reason.DELETING, Reason.NO_EVIDENCE}
 
 UNPROCESSABLE = 422
 """HTTP status by which the API server refuses an object that its schema or a rule of the CRD does not allow."""
 
+_NODES = "/api/v1/nodes"
 _VOLUMES = "/api/v1/persistentvolumes"
 _VOLUME_ATTACHMENTS = "/apis/storage.k8s.io/v1/volumeattachments"
 
@@ -68,33 +72,45 @@ class Attachments:
 
     api: KubernetesApi
     store: RecordStore
+    evidence: MigrationEvidence
     driver: str = DRIVER_NAME
     base_path: str = imports.DEFAULT_BASE_PATH
 
     async def attach(self, handle: str, node: str, access: Access) -> tuple[Record, bool]:
         """Give the volume to the node; returns its record, and whether the node is the second one.
 
-        One write, and two reads in parallel before it. Raises AttachRefused where a rule says no, NotFound where nothing in the
-        cluster names the volume, and ApiError where the API server could not tell or take it.
+        One write, and two reads in parallel before it; a second node under ``dualAttachPolicy: KubeVirt`` needs two more rounds of
+        reads in between. Raises AttachRefused where a rule says no, NotFound where nothing in the cluster names the volume, and
+        ApiError where the API server could not tell or take it.
         """
         existence = asyncio.create_task(self._node_exists(node))
         try:
             record = await self.known(handle, caller=node, attaching=True)
             if record is None:
                 raise NotFound(f"volume {handle} is not known: no VolumeAttachmentRecord and no PersistentVolume names it")
+            holder = transitions.needs_evidence(record, node, access)
+            evidence = await self.evidence.look(record, holder, node) if holder else None
             node_exists = None if record.status.attachment_of(node) else await existence
             new_id = uuid.uuid4().hex[:16]
             decision = await self.store.change(
                 record,
                 lambda newest: transitions.attach(
-                    newest, node, access, now=self.api.clock.now(), new_id=new_id, node_exists=node_exists
+                    newest,
+                    node,
+                    access,
+                    now=self.api.clock.now(),
+                    new_id=new_id,
+                    node_exists=node_exists,
+                    evidence=evidence,
                 ),
             )
         finally:
             existence.cancel()
         if isinstance(decision, Refused):
+            if decision.reason is Reason.NO_SLOT:
+                decision = await self._name_unready(record, decision)
             if decision.reason in _NOTED:
-                await self._note(record, node, decision)
+                await self._note(record, node, decision, evidence)
             raise AttachRefused(decision)
         return decision.record, len(decision.record.status.attachments) > 1
 
@@ -188,12 +204,13 @@ class Attachments:
             raise Unavailable(f"volume {handle}: its record vanished while it was imported; try again")
         names = [volume["metadata"]["name"] for volume in volumes]
         found = imports.holders(handle, names, attachments, caller=caller, driver=self.driver)
+        claim = imports.claim_of(volumes[0]) if volumes else None
         decision = await self.store.change(
             record,
             lambda newest: (
                 Decided(newest, changed=False)
                 if newest.initialized
-                else Decided(imports.import_attachments(newest, found, now=self.api.clock.now()), changed=True)
+                else Decided(imports.import_attachments(newest, found, now=self.api.clock.now(), claim=claim), changed=True)
             ),
         )
         if isinstance(decision, Refused):
@@ -203,7 +220,7 @@ class Attachments:
 
     async def _node_exists(self, node: str) -> bool | None:
         try:
-            await self.api.get_metadata(f"/api/v1/nodes/{node}")
+            await self.api.get_metadata(f"{_NODES}/{node}")
         except ObjectNotFound:
             return False
         except ApiError as error:
@@ -221,11 +238,23 @@ class Attachments:
             return error
         return "deletionTimestamp" not in found
 
-    async def _note(self, record: Record, node: str, refused: Refused) -> None:
+    async def _name_unready(self, record: Record, refused: Refused) -> Refused:
+        """Name the holders that are not ready; one that cannot be read is passed over."""
+        holders = [held.node_name for held in record.status.attachments]
+        found = await asyncio.gather(*(self.api.get(f"{_NODES}/{holder}") for holder in holders), return_exceptions=True)
+        seen: dict[str, dict[str, Any] | None] = {}
+        for holder, node in zip(holders, found, strict=True):
+            if isinstance(node, ObjectNotFound):
+                seen[holder] = None
+            elif isinstance(node, dict):
+                seen[holder] = node
+        return name_unready(record, refused, seen)
+
+    async def _note(self, record: Record, node: str, refused: Refused, evidence: Evidence | None) -> None:
         """Write the refusal to the record, best effort: the answer does not depend on it."""
 
         def decide(newest: Record) -> Decided:
-            noted = transitions.note_refusal(newest, node, refused, now=self.api.clock.now())
+            noted = transitions.note_refusal(newest, node, refused, now=self.api.clock.now(), evidence=evidence)
             return Decided(noted or newest, changed=noted is not None)
 
         try:

@@ -82,6 +82,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             policy=asked.parameters.dual_attach_policy,
             migration_timeout_seconds=asked.parameters.migration_timeout_seconds,
             persistent_volume_name=asked.parameters.persistent_volume_name,
+            claim=asked.parameters.claim,
         )
         async with self.locks.try_hold(handle):
             with self.metrics.volume_operation("create"):

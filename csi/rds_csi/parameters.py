@@ -13,7 +13,7 @@ from rds_csi.errors import InvalidArgument
 from rds_csi.routeros.commands import FilePath
 from rds_csi.routeros.errors import InvalidName
 from rds_records.names import is_dns_name
-from rds_records.record import DualAttachPolicy
+from rds_records.record import DualAttachPolicy, ObjectReference
 
 DEFAULT_NVME_PORT: Final = 4420
 MIN_MIGRATION_TIMEOUT: Final = 30
@@ -29,6 +29,7 @@ RECONNECT_DELAY: Final = 5
 KEEP_ALIVE_TMO: Final = 0
 """What the Go driver writes where the StorageClass says nothing: never give up, every 5 s, the kernel's own keep-alive."""
 
+MAX_NAMESPACE: Final = 63
 _EXTRA = "csi.storage.k8s.io/"
 _PV_NAME: Final = _EXTRA + "pv/name"
 _PVC_NAME: Final = _EXTRA + "pvc/name"
@@ -76,8 +77,9 @@ class VolumeParameters:
     dual_attach_policy: DualAttachPolicy = DualAttachPolicy.KUBEVIRT
     fs_type: str = ""
     persistent_volume_name: str | None = None
-    claim_namespace: str | None = None
-    claim_name: str | None = None
+    claim: ObjectReference | None = None
+    """Without uid: csi-provisioner tells none."""
+
     ignored: tuple[str, ...] = ()
     """Parameters that were given and have no effect; worth a warning."""
 
@@ -106,8 +108,7 @@ def parse_parameters(parameters: Mapping[str, str], *, base_path: str) -> Volume
         dual_attach_policy=_policy(parameters.get("dualAttachPolicy", "")),
         fs_type=check_fs_type(next(iter(fs_types), "")),
         persistent_volume_name=_object_name(parameters, _PV_NAME),
-        claim_namespace=_object_name(parameters, _PVC_NAMESPACE),
-        claim_name=_object_name(parameters, _PVC_NAME),
+        claim=_claim(parameters),
         ignored=tuple(key for key in IGNORED if key in parameters),
     )
 
@@ -193,6 +194,13 @@ def _object_name(parameters: Mapping[str, str], key: str) -> str | None:
     if name and not is_dns_name(name):
         raise InvalidArgument(f"parameter {key} {name[:60]!r} is not the name of a Kubernetes object")
     return name or None
+
+
+def _claim(parameters: Mapping[str, str]) -> ObjectReference | None:
+    namespace, name = _object_name(parameters, _PVC_NAMESPACE), _object_name(parameters, _PVC_NAME)
+    if namespace and ("." in namespace or len(namespace) > MAX_NAMESPACE):
+        raise InvalidArgument(f"parameter {_PVC_NAMESPACE} {namespace[:60]!r} is not the name of a namespace")
+    return ObjectReference(namespace=namespace, name=name) if namespace and name else None
 
 
 def volume_context(

@@ -17,6 +17,7 @@ from rds_csi.controller import Addresses, Controller
 from rds_csi.identity import Identity, Readiness
 from rds_csi.interceptors import RpcInterceptor
 from rds_csi.metrics import BoxLink, ShimMetrics, rpc_histogram
+from rds_csi.migration_evidence import MigrationEvidence
 from rds_csi.node import Node
 from rds_csi.parameters import check_ip_address
 from rds_csi.routeros import Box, HostKey, Transport
@@ -52,7 +53,13 @@ async def controller(settings: ControllerSettings) -> None:
         transport = await stack.enter_async_context(Transport(box_settings, BoxLink(metrics, settings.rds_address)))
         store = RecordStore(api)
         ready = Readiness(lambda: api.get("/version"))
-        attachments = Attachments(api, store, driver=settings.driver_name, base_path=settings.rds_volume_base_path)
+        attachments = Attachments(
+            api,
+            store,
+            MigrationEvidence(api, settings.driver_name),
+            driver=settings.driver_name,
+            base_path=settings.rds_volume_base_path,
+        )
         service = Controller(
             attachments=attachments,
             volumes=Volumes(

@@ -14,7 +14,7 @@ from rds_records import imports, transitions
 from rds_records.decisions import Decided, Refused
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, WriteConflict
 from rds_records.names import FINALIZER, SlotNames, file_path_for, nqn_for, slot_for
-from rds_records.record import AccessMode, DualAttachPolicy, Record, Spec, Target, VolumeMode
+from rds_records.record import AccessMode, DualAttachPolicy, ObjectReference, Record, Spec, Target, VolumeMode
 from rds_records.store import RecordStore
 
 _log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class NewVolume:
     policy: DualAttachPolicy
     migration_timeout_seconds: int | None
     persistent_volume_name: str | None
+    claim: ObjectReference | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,9 @@ class Volumes:
         except ReadBackMismatch:
             await self._take_back(record, disk, deadline)
             raise
-        decision = await self.store.change(record, lambda newest: transitions.initialize(newest, now=self.api.clock.now()))
+        decision = await self.store.change(
+            record, lambda newest: transitions.initialize(newest, now=self.api.clock.now(), claim=wanted.claim)
+        )
         if isinstance(decision, Refused):
             raise rejection(decision)
         return decision.record, target

@@ -119,11 +119,11 @@ def test_a_volume_that_does_not_exist_is_not_found(csi: Csi, nodes: tuple[str, .
     assert code_of(lambda: csi.unpublish(handle, nodes[0])) == "OK"
 
 
-def test_the_policy_kubevirt_refuses_a_second_node_and_says_what_to_do(
-    csi: Csi, cluster: Cluster, make_volume: MakeVolume, nodes: tuple[str, ...]
+def test_the_policy_kubevirt_refuses_a_second_node_where_there_is_no_kubevirt_and_says_what_to_do(
+    csi: Csi, cluster: Cluster, nodes: tuple[str, ...]
 ) -> None:
     a, b, *_ = nodes
-    handle = make_volume(parameters={})
+    handle = cluster.make_static_volume().handle
     csi.publish(handle, a)
     no = refusal(lambda: csi.publish(handle, b))
     assert no.code == "FAILED_PRECONDITION"

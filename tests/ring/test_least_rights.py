@@ -28,7 +28,11 @@ RIGHTS = {
     CONTROLLER: rights(GROUP, PLURAL, "get", "list", "create", "update", "delete")
     | rights(GROUP, f"{PLURAL}/status", "update")
     | rights("", "nodes", "get")
-    | rights("", "persistentvolumes", "list")
+    | rights("", "persistentvolumes", "get", "list")
+    | rights("", "persistentvolumeclaims", "get")
+    | rights("", "pods", "list")
+    | rights("kubevirt.io", "virtualmachineinstances", "get")
+    | rights("kubevirt.io", "virtualmachineinstancemigrations", "list")
     | rights("storage.k8s.io", "volumeattachments", "get", "list"),
     OPERATOR: rights(GROUP, PLURAL, "get", "list", "watch", "update")
     | rights(GROUP, f"{PLURAL}/status", "update")
@@ -83,13 +87,16 @@ def test_no_role_that_is_shipped_has_a_wildcard_or_reads_secrets() -> None:
         ("GET", "Secret", None, True),
         ("GET", "Secret", "ssh-key", True),
         ("GET", "ConfigMap", None, True),
-        ("GET", "Pod", None, True),
+        ("GET", "Pod", "virt-launcher", True),
         ("POST", "Pod", None, True),
         ("DELETE", "Pod", "virt-launcher", True),
         ("DELETE", "PersistentVolume", "pvc-1", False),
         ("PATCH", "PersistentVolume", "pvc-1", False),
+        ("GET", "PersistentVolumeClaim", None, True),
         ("PATCH", "PersistentVolumeClaim", "claim", True),
         ("DELETE", "PersistentVolumeClaim", "claim", True),
+        ("PATCH", "VirtualMachineInstance", "vm", True),
+        ("DELETE", "VirtualMachineInstanceMigration", "migration", True),
         ("PATCH", "VolumeAttachment", "csi-1", False),
         ("DELETE", "VolumeAttachment", "csi-1", False),
         ("PATCH", "Node", "node", False),

@@ -15,6 +15,7 @@ from tests.ring.cluster import RECORD, Cluster
 from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator
 from tests.ring.installation import CONTROLLER, OPERATOR, resources
+from tests.ring.kubevirt import KubeVirt
 from tests.ring.rpc import Csi, Refused
 from tests.ring.waiting import eventually
 
@@ -57,6 +58,16 @@ def live_through_everything(cluster: Cluster, csi: Csi) -> None:
     eventually("a record deleted by hand goes", lambda: cluster.record(static.handle) is None)
 
 
+def live_migrate(kubevirt: KubeVirt) -> None:
+    """Let KubeVirt migrate a VM, on a volume of the default policy."""
+    cluster = kubevirt.cluster
+    source, target = cluster.make_node(), cluster.make_node()
+    claim = cluster.make_claim(cluster.make_storage_class())
+    cluster.wait_bound(claim)
+    vm = kubevirt.run("vm", claims=[claim], node=source)
+    kubevirt.migrate(vm, to=target).until("attached")
+
+
 def repeat_refusal(cluster: Cluster, handle: str) -> None:
     """Raise a refusal's count, as the shim does at most once a minute."""
 
@@ -92,9 +103,11 @@ def assert_all_used(plane: ControlPlane, account: str, *roles: Object) -> None:
     eventually(f"{account} has used its rights", nothing_left, timeout=15)
 
 
+@pytest.mark.usefixtures("attacher", "provisioner")
 def test_shim_and_operator_use_every_right_that_they_are_given(
-    cluster: Cluster, csi: Csi, operator: Operator, installed: ControlPlane
+    kubevirt: KubeVirt, csi: Csi, operator: Operator, installed: ControlPlane
 ) -> None:
-    live_through_everything(cluster, csi)
+    live_through_everything(kubevirt.cluster, csi)
+    live_migrate(kubevirt)
     assert_all_used(installed, CONTROLLER, role("ClusterRole", "rds-csi-controller"))
     assert_all_used(installed, OPERATOR, role("ClusterRole", "rds-operator"), role("Role", "rds-operator-lease"))

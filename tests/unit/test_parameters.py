@@ -15,7 +15,7 @@ from rds_csi.parameters import (
     publish_context,
     volume_context,
 )
-from rds_records.record import DualAttachPolicy
+from rds_records.record import DualAttachPolicy, ObjectReference
 
 BASE = "/storage-pool/metal-csi"
 NQN = "nqn.2000-02.com.mikrotik:pvc-1"
@@ -105,7 +105,19 @@ def test_every_parameter_at_once_is_understood() -> None:
     parsed = parse_parameters(given, base_path=BASE)
     assert set(ALLOWED) <= set(given)
     assert (parsed.volume_path, parsed.nvme_address, parsed.nvme_port) == (f"{BASE}/fast", "fd00::5", 4421)
-    assert (parsed.persistent_volume_name, parsed.claim_namespace, parsed.claim_name) == ("pvc-1", "vms", "disk")
+    assert (parsed.persistent_volume_name, parsed.claim) == ("pvc-1", ObjectReference(namespace="vms", name="disk"))
+
+
+@pytest.mark.parametrize("missing", ["csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace"])
+def test_half_a_claim_is_no_claim(missing: str) -> None:
+    given = {"csi.storage.k8s.io/pvc/name": "disk", "csi.storage.k8s.io/pvc/namespace": "vms"}
+    assert parse_parameters(given | {missing: ""}, base_path=BASE).claim is None
+
+
+@pytest.mark.parametrize("namespace", ["a.b", "n" * 64])
+def test_what_can_be_no_namespace_is_refused(namespace: str) -> None:
+    with pytest.raises(InvalidArgument, match="pvc/namespace"):
+        parse_parameters({"csi.storage.k8s.io/pvc/namespace": namespace}, base_path=BASE)
 
 
 def test_parameters_that_the_go_driver_never_read_are_taken_and_told() -> None:

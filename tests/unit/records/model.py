@@ -105,7 +105,7 @@ class Model:
         run = None
         if self.held and not self.any_two:
             if not isinstance(evidence, Run):
-                return evidence or Code.FAILED_PRECONDITION
+                return evidence or Code.UNAVAILABLE
             if (evidence.source, evidence.target) != (self.held[0].node, node):
                 return Code.UNAVAILABLE
             run = evidence.uid

@@ -125,7 +125,7 @@ async def test_after_a_conflict_the_decision_is_taken_again_on_what_the_other_wr
 async def test_after_a_conflict_the_answer_may_turn_into_a_no(api: MemoryApi, store: RecordStore) -> None:
     record = api.put(fresh(dual_attach_policy=DualAttachPolicy.KUBEVIRT))
     api.gate = Fates("PUT", by_another(api, lambda newest: yes(ask(newest, "node-z"))))
-    assert no(await store.change(record, attaching("node-a"))).reason is Reason.NO_MIGRATION
+    assert no(await store.change(record, attaching("node-a"))).reason is Reason.NO_EVIDENCE
     assert stored_nodes(api) == ["node-z"]
 
 

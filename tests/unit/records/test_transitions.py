@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from rds_records.conditions import derive_phase, settled
 from rds_records.decisions import Code, Reason, Refused
 from rds_records.imports import Holder, import_attachments
-from rds_records.kubevirt_evidence import EvidenceUnavailable, NotExplained, Rule, no_kubevirt
+from rds_records.kubevirt_evidence import Evidence, EvidenceUnavailable, NotExplained, Rule, no_kubevirt
+from rds_records.kubevirt_objects import Owner
 from rds_records.messages import go_duration
 from rds_records.record import (
     MAX_HISTORY,
@@ -22,6 +23,7 @@ from rds_records.record import (
     ClosedWindow,
     Condition,
     DualAttachPolicy,
+    ObjectReference,
     OutboxEntry,
     Phase,
     Record,
@@ -183,11 +185,12 @@ def test_under_any_two_nodes_a_second_node_opens_a_window() -> None:
 
 
 @pytest.mark.requirement("R7")
-def test_under_kubevirt_a_second_node_without_evidence_is_refused_with_the_rule() -> None:
+def test_under_kubevirt_a_second_node_that_nobody_asked_about_is_tried_again() -> None:
     refused = no(ask(attached(fresh(dual_attach_policy=KUBEVIRT), "node-a"), "node-b"))
-    assert (refused.code, refused.reason) == (Code.FAILED_PRECONDITION, Reason.NO_MIGRATION)
-    assert "dualAttachPolicy" in refused.message
-    assert "AnyTwoNodes" in refused.message
+    assert (refused.code, refused.reason) == (Code.UNAVAILABLE, Reason.NO_EVIDENCE)
+    for word in ("node-a", "node-b", "changed meanwhile", "tried again"):
+        assert word in refused.message
+    assert "AnyTwoNodes" not in refused.message
 
 
 def kubevirt_volume(**changes: object) -> Record:
@@ -225,9 +228,57 @@ def test_where_there_is_no_kubevirt_the_refusal_names_the_other_policy() -> None
 
 
 def test_where_nobody_could_tell_whether_a_vm_migrates_the_answer_is_unavailable() -> None:
-    refused = no(ask(kubevirt_volume(), "node-b", evidence=EvidenceUnavailable("pods of vms: 403 Forbidden")))
+    who = Owner("VirtualMachineInstance", "database", "database-uid")
+    trouble = EvidenceUnavailable("pods of vms: 403 Forbidden", forbidden=True, vmi=who, namespace="vms")
+    refused = no(ask(kubevirt_volume(), "node-b", evidence=trouble))
     assert (refused.code, refused.reason) == (Code.UNAVAILABLE, Reason.NO_EVIDENCE)
     assert "403 Forbidden" in refused.message
+    assert refused.vmi == ObjectReference(namespace="vms", name="database", uid="database-uid")
+
+
+UNREADABLE = EvidenceUnavailable("pods in namespace vms could not be read")
+FORBIDDEN = EvidenceUnavailable("may not list pods in namespace vms", forbidden=True)
+EXPLAINED_NOT = NotExplained(Rule.NO_TARGET_POD, "no running pod on node node-b uses the claim")
+
+
+def refusing(record: Record, evidence: Evidence, seconds: float) -> Record:
+    noted = note_refusal(record, "node-b", no(ask(record, "node-b", evidence=evidence)), now=at(seconds), evidence=evidence)
+    assert noted is not None
+    assert objections(noted) == []
+    return noted
+
+
+def readable(record: Record) -> tuple[str, str, datetime]:
+    condition = record.status.condition("EvidenceReadable")
+    assert condition is not None
+    return condition.status, condition.reason, condition.last_transition_time
+
+
+def test_a_record_whose_evidence_was_always_readable_has_no_condition_about_it() -> None:
+    refused = refusing(kubevirt_volume(), EXPLAINED_NOT, 1)
+    admitted = yes(ask(refused, "node-b", evidence=live_migration("node-a", "node-b")))
+    assert refused.status.condition("EvidenceReadable") is None
+    assert admitted.status.condition("EvidenceReadable") is None
+
+
+def test_evidence_that_could_not_be_read_is_a_condition_until_it_could() -> None:
+    record = refusing(kubevirt_volume(), UNREADABLE, 1)
+    assert readable(record) == ("False", "Unavailable", at(1))
+    record = refusing(record, FORBIDDEN, 100)
+    assert readable(record) == ("False", "Forbidden", at(1))
+    assert record.status.refusals[0].reason == Reason.NO_EVIDENCE
+    told_no = refusing(record, EXPLAINED_NOT, 200)
+    assert readable(told_no) == ("True", "Readable", at(200))
+    admitted = yes(ask(record, "node-b", now=at(300), evidence=live_migration("node-a", "node-b")))
+    assert readable(admitted) == ("True", "Readable", at(300))
+    assert admitted.status.refusals == ()
+
+
+def test_a_refusal_that_no_evidence_decided_says_nothing_of_its_condition() -> None:
+    record = refusing(kubevirt_volume(), FORBIDDEN, 1)
+    noted = note_refusal(record, "node-c", no(ask(record, "node-c")), now=at(2))
+    assert noted is not None
+    assert readable(noted) == ("False", "Forbidden", at(1))
 
 
 @pytest.mark.parametrize(("source", "target"), [("node-b", "node-a"), ("node-c", "node-b"), ("node-a", "node-c")])
@@ -574,6 +625,14 @@ def test_a_repeated_refusal_is_written_at_most_once_a_minute() -> None:
     record = noted(record, "node-c", refusal("again"), 60)
     (known,) = record.status.refusals
     assert (known.count, known.first_time, known.last_time, known.message) == (2, START, at(60), "again")
+
+
+def test_a_refusal_that_names_a_vm_now_is_written_at_once() -> None:
+    record = noted(fresh(), "node-c", refusal(), 0)
+    who = ObjectReference(namespace="vms", name="database")
+    record = noted(record, "node-c", replace(refusal("the VM waits"), vmi=who), 1)
+    (known,) = record.status.refusals
+    assert (known.count, known.first_time, known.message, known.vmi) == (2, START, "the VM waits", who)
 
 
 def test_another_reason_is_another_refusal_and_replaces_the_first() -> None:
