@@ -20,8 +20,26 @@ WARNINGS: Final = {
     "slow_start_time": Announcement.SLOW_START,
     "leaving_overdue_time": Announcement.LEAVING_OVERDUE,
     "long_run_time": Announcement.LONG_RUN,
+    "foreign_pod_time": Announcement.FOREIGN_POD,
 }
 """Which field of a window says that a warning was given; the kind is the condition's type too."""
+
+BEFORE_THE_RESULT: Final = frozenset({Announcement.SLOW_START, Announcement.LONG_RUN})
+"""Warnings about a run that has no result yet; the others may hold until a node leaves."""
+
+LEAVING_NODE_READY: Final = "LeavingNodeReady"
+VERDICT_READABLE: Final = "VerdictReadable"
+
+
+def with_condition(status: Status, kind: str, holds: bool, reason: str, message: str, now: datetime) -> Status:
+    """Return the status with this condition; the same status where it stands there already."""
+    before = status.condition(kind)
+    word = "True" if holds else "False"
+    if before and (before.status, before.reason, before.message) == (word, reason, message):
+        return status
+    since = before.last_transition_time if before and before.status == word else now
+    new = Condition(type=kind, status=word, reason=reason, message=message, last_transition_time=since)
+    return status.replace(conditions=(*(old for old in status.conditions if old.type != kind), new))
 
 
 def derive_phase(status: Status) -> Phase:
@@ -78,9 +96,10 @@ def _migrating(window: Window) -> str:
 
 
 def _overdue(window: Window) -> str:
-    if window.result is Result.TIMED_OUT:
-        return f"{window.source_node} and {window.target_node} are both attached past the deadline"
-    return f"node {messages.leaving_node(window)} should have left"
+    if window.result is not Result.TIMED_OUT:
+        return messages.warning(window, Announcement.LEAVING_OVERDUE)
+    text = f"{window.source_node} and {window.target_node} are both attached past the deadline"
+    return f"{text}; {messages.way_out(window)}" if window.migration_uid else text
 
 
 def _warning_conditions(status: Status) -> list[Condition]:
@@ -89,8 +108,7 @@ def _warning_conditions(status: Status) -> list[Condition]:
     conditions = []
     for name, kind in WARNINGS.items():
         given = window is not None and getattr(window, name) is not None
-        # The first two are about a run without a result; the third is about what comes after it.
-        over = window is not None and window.result is not None and kind is not Announcement.LEAVING_OVERDUE
+        over = window is not None and window.result is not None and kind in BEFORE_THE_RESULT
         over = over or (kind is Announcement.SLOW_START and window is not None and window.run_start_time is not None)
         before = status.condition(kind)
         if given and not over and window:
@@ -98,6 +116,9 @@ def _warning_conditions(status: Status) -> list[Condition]:
             conditions.append(_condition(kind.value, True, text, ""))
         elif before:
             conditions.append(_condition(kind.value, False, None, "nothing of the kind now"))
+    blocked = status.condition(LEAVING_NODE_READY)
+    if blocked and blocked.status == "False" and not (window and messages.leaving_node(window)):
+        conditions.append(blocked.replace(status="True", reason="NoNodeLeaves", message="no node has to leave"))
     return conditions
 
 

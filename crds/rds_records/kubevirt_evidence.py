@@ -135,6 +135,16 @@ def candidates(pods: Iterable[Pod], claim: str, source: str, target: str) -> Can
     return Candidates(namespace, vmi, _launchers(holding, vmi), _launchers(wanted, vmi), source, target)
 
 
+def foreign_pods(pods: Iterable[Pod], claim: str, vmi_uid: str, nodes: Iterable[str]) -> tuple[str, ...]:
+    """Return the pods on these nodes that use the claim and are no part of the VirtualMachineInstance; sorted by name.
+
+    A pod that lands on a node which holds the volume already asks nobody, so it is only ever noticed.
+    """
+    known = tuple(pods)
+    users = [user for node in nodes for user in _users(known, claim, node) if not user.pod.deleting]
+    return tuple(sorted(user.pod.name for user in users if _uid(user) != vmi_uid))
+
+
 def _users(pods: Sequence[Pod], claim: str, node: str) -> list[_User]:
     """Return who mounts the claim on the node, without pods that ended: KubeVirt keeps those of earlier runs around."""
     return [_User(pod, _launcher(pod, pods)) for pod in pods if claim in pod.claims and pod.node == node and not pod.ended]

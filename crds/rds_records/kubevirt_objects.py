@@ -116,6 +116,8 @@ class Vmi:
     guest_memory_bytes: int
     migrated_volume_bytes: int
     migration: MigrationState | None
+    claims: frozenset[str] = frozenset()
+    """The claims behind its disks, hotplugged ones included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,17 @@ def vmi_view(raw: Object) -> Vmi:
         guest_memory_bytes=_guest_memory(raw),
         migrated_volume_bytes=sum(_migrated_bytes(volume) for volume in status.get("migratedVolumes") or ()),
         migration=migration_state_view(state) if state else None,
+        claims=frozenset(_disk_claims((raw.get("spec") or {}).get("volumes") or ())),
     )
+
+
+def _disk_claims(volumes: Iterable[Object]) -> Iterable[str]:
+    for volume in volumes:
+        if volume.get("persistentVolumeClaim"):
+            yield volume["persistentVolumeClaim"]["claimName"]
+        elif volume.get("dataVolume"):
+            # The claim of a DataVolume has its name.
+            yield volume["dataVolume"]["name"]
 
 
 def _guest_memory(raw: Object) -> int:

@@ -116,9 +116,36 @@ def warning(window: Window, kind: Announcement) -> str:
     if kind is Announcement.LEAVING_OVERDUE:
         since = clock(window.result_time) if window.result_time else "long ago"
         return f"{window.result} since {since}, and node {leaving_node(window)} has not left; {release(window)}"
+    if kind is Announcement.FOREIGN_POD:
+        return "a pod that is no part of the VM uses the volume too"
     if kind is Announcement.SLOW_START:
         return f"two nodes are attached since {clock(window.start_time)} and KubeVirt has not started to move the VM"
     return f"KubeVirt moves the VM since {clock(window.run_start_time or window.start_time)} and sets no limit"
+
+
+def way_out(window: Window) -> str:
+    """Return where the VM of an overdue migration runs, and what is safe: to cancel it, or to end what it left behind."""
+    known = leaving_node(window) is not None
+    return f"{_live(window)}; {release(window) if known else _cancel(window)}"
+
+
+def leaving_blocked(handle: str, window: Window, node_state: str) -> str:
+    """Return the warning that the node that should leave cannot; ``node_state`` says what is known of it."""
+    node = leaving_node(window)
+    return (
+        f"[{handle}]: KubeVirt live migration is over and {node_state} - {_roles(window)}, result: {window.result}{_run(window)}; "
+        f"no further node is admitted until {node} has left; {_live(window)}; {out_of_service(node)}"
+    )
+
+
+def foreign_pods(handle: str, window: Window, pods: Sequence[str]) -> str:
+    """Return the warning that pods use the volume that are no part of the VM."""
+    names = " and ".join(pods)
+    vm = f"the VM {window.vmi.name}" if window.vmi else "the VM"
+    return (
+        f"[{handle}]: pod {names} uses the volume too and is no part of {vm}: two writers on one disk corrupt it - "
+        f"{_roles(window)}{_run(window)}; stop what made pod {names}"
+    )
 
 
 def release(window: Window) -> str:

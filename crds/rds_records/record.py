@@ -116,6 +116,8 @@ class Announcement(StrEnum):
     SLOW_START = "SlowStart"
     LEAVING_OVERDUE = "LeavingOverdue"
     LONG_RUN = "LongRun"
+    LEAVING_BLOCKED = "LeavingBlocked"
+    FOREIGN_POD = "ForeignPod"
     COLLAPSED = "Collapsed"
     """Totals of entries for which the outbox had no room."""
 
@@ -196,6 +198,8 @@ class Window(_Part):
     slow_start_time: Time | None = None
     leaving_overdue_time: Time | None = None
     long_run_time: Time | None = None
+    leaving_blocked_time: Time | None = None
+    foreign_pod_time: Time | None = None
     """When somebody was warned, once per window each."""
 
 

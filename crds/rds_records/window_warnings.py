@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 from rds_records import messages
-from rds_records.conditions import WARNINGS, settled
+from rds_records.conditions import LEAVING_NODE_READY, WARNINGS, settled, with_condition
+from rds_records.decisions import Decided
+from rds_records.node_health import NodeHealth
 from rds_records.outbox import announce, outbox_entry
 from rds_records.record import (
     Announcement,
@@ -70,3 +73,46 @@ def _warned(record: Record, window: Window, name: str, text: str, detail: str, n
     condition = Condition(type=kind.value, status="True", reason=kind.value, message=message, last_transition_time=since)
     others = tuple(other for other in status.conditions if other.type != kind.value)
     return settled(record, status.replace(conditions=(*others, condition)), now)
+
+
+def note_leaving_node(record: Record, node: NodeHealth, *, now: datetime) -> Decided:
+    """Say of the node that should leave an ended migration whether it can: a condition, and one Event where it cannot.
+
+    A node that is not ready keeps its slot for minutes or until somebody acts, and the next migration waits for it.
+    """
+    window, status = record.status.migration, record.status
+    if window is None or messages.leaving_node(window) != node.name:
+        return Decided(record, changed=False)
+    before = status.condition(LEAVING_NODE_READY)
+    if node.ready:
+        if before is None or before.status == "True":
+            return Decided(record, changed=False)
+        status = with_condition(status, LEAVING_NODE_READY, True, "NodeReady", f"node {node.name} is ready", now)
+        return Decided(settled(record, status, now), changed=True)
+    text = f"{node.describe()}; it keeps its slot until it has left, so no further node is admitted"
+    status = with_condition(status, LEAVING_NODE_READY, False, node.reason, text, now)
+    if window.leaving_blocked_time is None:
+        told = messages.leaving_blocked(record.handle, window, node.describe())
+        entry = outbox_entry(window, Announcement.LEAVING_BLOCKED, told, now)
+        status = announce(status.replace(migration=window.replace(leaving_blocked_time=now)), entry)
+    if status is record.status:
+        return Decided(record, changed=False)
+    return Decided(settled(record, status, now), changed=True)
+
+
+def note_foreign_pods(record: Record, pods: Sequence[str], *, now: datetime) -> Decided:
+    """Say which pods use a volume on its two nodes and are no part of the VM; one Event per window."""
+    window, status = record.status.migration, record.status
+    kind = Announcement.FOREIGN_POD
+    before = status.condition(kind)
+    if window is None or not (pods or (before and before.status == "True")):
+        return Decided(record, changed=False)
+    text = f"pod {' and '.join(pods)} uses the volume too" if pods else "nothing of the kind now"
+    status = with_condition(status, kind, bool(pods), kind if pods else f"Not{kind}", text, now)
+    if status is record.status:
+        return Decided(record, changed=False)
+    seen = window.foreign_pod_time
+    status = status.replace(migration=window.replace(foreign_pod_time=now if pods else None))
+    if pods and not seen:
+        status = announce(status, outbox_entry(window, kind, messages.foreign_pods(record.handle, window, pods), now))
+    return Decided(settled(record, status, now), changed=True)

@@ -33,6 +33,12 @@ from rds_records.record import (
 ANY_TWO_NODES_TIMEOUT_SECONDS: Final = 300
 MAX_SECONDS: Final = 2**31 - 1
 
+VERDICT_OF_INTEREST: Final = timedelta(hours=1)
+"""How long after its end a window that got its result without KubeVirt may still hear from it."""
+
+PENDING_LIMIT: Final = timedelta(minutes=10)
+"""How long an ended window waits for KubeVirt's verdict before who left decides."""
+
 AnyWindow = TypeVar("AnyWindow", bound=Window)
 
 
@@ -119,12 +125,14 @@ def _to_history(record: Record, status: Status, window: Window, kind: Announceme
         duration_seconds=duration, clock_clamped=True if elapsed < 0 else None
     )
     status = announce(status.replace(migration=None, history=(*status.history, closed)), entry)
-    # A record has room for so many; an operator that is away for that long must not stop a detach.
-    while len(status.pending) > MAX_PENDING:
-        status = _decide_by_who_left(record, status, status.pending[0], now)
     with_result = [old.id for old in status.history if old.result]
     dropped = set(with_result[:-MAX_HISTORY])
-    return status.replace(history=tuple(old for old in status.history if old.id not in dropped))
+    status = status.replace(history=tuple(old for old in status.history if old.id not in dropped))
+    # A record has room for so many; an operator that is away for that long must not stop a detach. What is decided now is dropped
+    # by a later write at the earliest, so that nobody can miss its result.
+    while len(status.pending) > MAX_PENDING:
+        status = _decide_by_who_left(record, status, status.pending[0], now)
+    return status
 
 
 def _outcome(window: Window, gone: Sequence[str]) -> tuple[Result, Ground, str | None]:
@@ -193,6 +201,17 @@ def _with_deadline(record: Record, window: Window) -> Window:
     return window.replace(timeout_seconds=seconds, deadline_time=(since or window.start_time) + timedelta(seconds=seconds))
 
 
+def unconcluded(record: Record, *, now: datetime) -> tuple[Window, ...]:
+    """Return the windows of KubeVirt's runs whose verdict is still of interest: the open one, and ended ones for a while."""
+    window = record.status.migration
+    ended = [old for old in record.status.history if old.result is None or now - old.end_time < VERDICT_OF_INTEREST]
+    return tuple(one for one in (*ended, *([window] if window else [])) if one.migration_uid and not _has_verdict(one))
+
+
+def _has_verdict(window: Window) -> bool:
+    return window.kubevirt_result is not None or window.reason in set(VerdictGround)
+
+
 def observe_run(
     record: Record,
     *,
@@ -248,7 +267,10 @@ def conclude(record: Record, verdict: Verdict, *, now: datetime) -> Decided:
 
 def _with_verdict(window: AnyWindow, verdict: Verdict, now: datetime) -> AnyWindow | None:
     """Return the window with the verdict in it; None where KubeVirt's was known already."""
-    if window.kubevirt_result or window.reason in set(VerdictGround):
+    if _has_verdict(window):
+        return None
+    if window.result and window.result is not Result.TIMED_OUT and verdict.ground == VerdictGround.MIGRATION_GONE:
+        # Who left had decided already; that the migration is gone says nothing more.
         return None
     told = window.replace(
         failure_reason=verdict.reason[:1024] or None,

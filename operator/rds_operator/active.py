@@ -1,15 +1,14 @@
-"""What only the active replica does: remember all records, enforce deadlines, report. All of it is rebuilt from a list."""
+"""What only the active replica does: remember all records, enforce deadlines, follow migrations, report; rebuilt from a list."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NoReturn
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn, Protocol
 
 from rds_operator.memory import Change, RecordMemory
-from rds_operator.reporting import Reporter
 from rds_operator.timeouts import CHECK_SECONDS, Deadlines, WindowAges, time_left
 from rds_records.kubernetes_api import ApiError, ObjectNotFound
 from rds_records.store import COLLECTION, Api, Contended
@@ -25,6 +24,14 @@ PARALLEL_DEADLINES: Final = 128
 """Deadlines that are written at once, where many pass together."""
 
 
+class Observer(Protocol):
+    """Who wants to hear of every change of a record, and now and then of a record that did not change."""
+
+    def see(self, change: Change) -> None:
+        """Take it in; returns at once."""
+        ...
+
+
 class ActiveOperator:
     """The active replica's state and the reactions to what it sees; handlers call its methods and decide nothing."""
 
@@ -33,7 +40,7 @@ class ActiveOperator:
         api: Api,
         memory: RecordMemory,
         deadlines: Deadlines,
-        reporter: Reporter,
+        observers: Sequence[Observer],
         *,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -41,7 +48,7 @@ class ActiveOperator:
         self._memory = memory
         self._ages: WindowAges = deadlines.ages
         self._deadlines = deadlines
-        self._reporter = reporter
+        self._observers = observers
         self._sleep = sleep
         self._writes = asyncio.Semaphore(PARALLEL_DEADLINES)
 
@@ -55,7 +62,11 @@ class ActiveOperator:
             self._ages.observe(change.after)
         elif change.before:
             self._ages.forget(change.before.metadata.uid or "")
-        self._reporter.see(change)
+        self._tell(change)
+
+    def _tell(self, change: Change) -> None:
+        for observer in self._observers:
+            observer.see(change)
 
     async def keep_deadlines(self) -> NoReturn:
         """Look at every running window each second, for ever; each that has something to write gets a task of its own.
@@ -114,7 +125,7 @@ class ActiveOperator:
         for change in self._memory.end_list(items):
             self._take_in(change)
         for record in self._memory.records():
-            self._reporter.see(Change(record, record))
+            self._tell(Change(record, record))
         return len(items)
 
     async def keep_in_step(self) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Kubernetes Events on PersistentVolumeClaims, under names that make a second try find the first.
+"""Kubernetes Events on PersistentVolumeClaims and VirtualMachineInstances, under names that make a second try find the first.
 
 core/v1 Events rather than events.k8s.io: ``kubectl describe`` and ``kubectl get events`` show both, and these are repeated by
 raising ``count``, without the rules of a series. An Event must live in the namespace of the object that it is about.
@@ -39,6 +39,8 @@ class EventReason(StrEnum):
     MIGRATION_SLOW_START = "MigrationSlowStart"
     MIGRATION_LEAVING_OVERDUE = "MigrationLeavingOverdue"
     MIGRATION_LONG_RUN = "MigrationLongRun"
+    MIGRATION_LEAVING_BLOCKED = "MigrationLeavingBlocked"
+    FOREIGN_POD = "ForeignPod"
     ATTACHMENT_CONFLICT = "AttachmentConflict"
     VOLUME_ATTACHED = "VolumeAttached"
     VOLUME_DETACHED = "VolumeDetached"
@@ -55,6 +57,8 @@ _WARNINGS: Final = frozenset(
         EventReason.MIGRATION_SLOW_START,
         EventReason.MIGRATION_LEAVING_OVERDUE,
         EventReason.MIGRATION_LONG_RUN,
+        EventReason.MIGRATION_LEAVING_BLOCKED,
+        EventReason.FOREIGN_POD,
         EventReason.ATTACHMENT_CONFLICT,
     }
 )
@@ -70,6 +74,25 @@ class Notice:
     first: datetime
     last: datetime
     count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The object that an Event is about."""
+
+    api_version: str
+    kind: str
+    reference: ObjectReference
+
+
+def claim_subject(claim: ObjectReference) -> Subject:
+    """Return a PersistentVolumeClaim as the subject of Events."""
+    return Subject("v1", "PersistentVolumeClaim", claim)
+
+
+def vmi_subject(vmi: ObjectReference) -> Subject:
+    """Return a VirtualMachineInstance as the subject of Events."""
+    return Subject("kubevirt.io/v1", "VirtualMachineInstance", vmi)
 
 
 class Posted(StrEnum):
@@ -89,14 +112,15 @@ def event_name(prefix: str, *identity: str) -> str:
     return f"{prefix[:_NAME_PREFIX].rstrip('.-')}.{digest}"
 
 
-def event_body(notice: Notice, claim: ObjectReference, instance: str) -> dict[str, Any]:
+def event_body(notice: Notice, subject: Subject, instance: str) -> dict[str, Any]:
     """Return the Event as the API server takes it."""
-    involved = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": claim.namespace, "name": claim.name}
+    about = subject.reference
+    involved = {"apiVersion": subject.api_version, "kind": subject.kind, "namespace": about.namespace, "name": about.name}
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"namespace": claim.namespace, "name": notice.name},
-        "involvedObject": {**involved, "uid": claim.uid} if claim.uid else involved,
+        "metadata": {"namespace": about.namespace, "name": notice.name},
+        "involvedObject": {**involved, "uid": about.uid} if about.uid else involved,
         "type": notice.reason.type,
         "reason": notice.reason,
         "message": _shorten(notice.message),
@@ -128,10 +152,10 @@ class EventRecorder:
     api: EventApi
     instance: str
 
-    async def post(self, notice: Notice, claim: ObjectReference) -> Posted:
+    async def post(self, notice: Notice, subject: Subject) -> Posted:
         """Make sure that the Event exists. Raises ApiUnavailable where nobody knows whether it does: try again."""
         try:
-            await self.api.create(_collection(claim), event_body(notice, claim, self.instance))
+            await self.api.create(_collection(subject), event_body(notice, subject, self.instance))
         except WriteConflict:
             return Posted.EXISTED
         except ObjectNotFound:
@@ -142,16 +166,16 @@ class EventRecorder:
             return Posted.REFUSED
         return Posted.CREATED
 
-    async def repeat(self, notice: Notice, claim: ObjectReference) -> Posted:
+    async def repeat(self, notice: Notice, subject: Subject) -> Posted:
         """Make sure that the Event exists and shows how often it happened; errors as in ``post``."""
-        posted = await self.post(notice, claim)
+        posted = await self.post(notice, subject)
         if posted is not Posted.EXISTED:
             return posted
         body = {"count": notice.count, "lastTimestamp": _seconds(notice.last), "message": _shorten(notice.message)}
         try:
-            await self.api.patch(f"{_collection(claim)}/{notice.name}", body)
+            await self.api.patch(f"{_collection(subject)}/{notice.name}", body)
         except ObjectNotFound:
-            return await self.post(notice, claim)
+            return await self.post(notice, subject)
         except RequestRefused as error:
             if not _for_good(error):
                 raise
@@ -170,8 +194,8 @@ def _for_good(error: RequestRefused) -> bool:
     return error.status != _UNAUTHORIZED
 
 
-def _collection(claim: ObjectReference) -> str:
-    return f"/api/v1/namespaces/{claim.namespace}/events"
+def _collection(subject: Subject) -> str:
+    return f"/api/v1/namespaces/{subject.reference.namespace}/events"
 
 
 def _shorten(message: str) -> str:

@@ -36,6 +36,12 @@ class OperatorMetrics:
             buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
+        self.kubevirt_durations = Histogram(
+            "rds_csi_migration_kubevirt_duration_seconds",
+            "Seconds from the start to the end of a migration as KubeVirt says, once per volume that moved.",
+            buckets=DURATION_BUCKETS,
+            registry=self.registry,
+        )
         self.clock_clamps = Counter(
             "rds_csi_migration_clock_clamps",
             "Windows that ended before they began according to the clocks; their duration counts as 0.",
@@ -64,6 +70,8 @@ class OperatorMetrics:
             self.migrations.labels("timeout").inc(entry.counts.timed_out)
         if entry.duration_seconds is not None:
             self.durations.observe(max(0.0, entry.duration_seconds))
+        if entry.kubevirt_duration_seconds is not None:
+            self.kubevirt_durations.observe(max(0.0, entry.kubevirt_duration_seconds))
         if entry.clock_clamped:
             self.clock_clamps.inc()
 

@@ -22,8 +22,10 @@ from rds_operator.events import EventRecorder
 from rds_operator.lease import Leadership, LeaseLost, Timing
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
+from rds_operator.migrations import MigrationFollower
 from rds_operator.reporting import Reporter
 from rds_operator.timeouts import Deadlines, WindowAges
+from rds_operator.waiting import WaitingNodes
 from rds_process.exposition import Readiness, serve
 from rds_records.clock import ServerClock
 from rds_records.kubernetes_api import KubernetesApi, load_configuration
@@ -89,7 +91,13 @@ class Operator:
             clock,
             life=self.life,
         )
-        self.active = ActiveOperator(self.api, self.memory, Deadlines(store, WindowAges(clock), clock), self.reporter)
+        self.migrations = MigrationFollower(self.api, self.api, store, clock, self.memory.get)
+        self.active = ActiveOperator(
+            self.api,
+            self.memory,
+            Deadlines(store, WindowAges(clock), clock),
+            (self.reporter, self.migrations, WaitingNodes(self.api, clock, driver=settings.driver_name)),
+        )
 
     def readiness(self) -> Readiness:
         """Tell whether this replica does, or could do, its work; a standby that sees the API server is ready."""
@@ -102,6 +110,7 @@ class Operator:
             "api_server_silent_seconds": None if silence is None else round(silence, 1),
             "records_loaded": self.memory.complete,
             "volumes_to_report": self.reporter.busy,
+            "kubevirt": self.migrations.kubevirt.access,
         }
         return ready, detail
 
@@ -136,6 +145,8 @@ class Operator:
             *watchers,
             asyncio.create_task(self.active.keep_in_step(), name="resync"),
             asyncio.create_task(self.active.keep_deadlines(), name="deadlines"),
+            asyncio.create_task(self.migrations.keep_looking(), name="migrations"),
+            *(asyncio.create_task(one.run(), name="reflector") for one in self.migrations.kubevirt.reflectors),
         )
         framework = asyncio.create_task(self._kopf(started), name="kopf")
         try:

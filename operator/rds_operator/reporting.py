@@ -18,12 +18,21 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from rds_operator.claims import Claims
-from rds_operator.events import EventReason, EventRecorder, Notice, Posted, event_name
+from rds_operator.events import (
+    EventReason,
+    EventRecorder,
+    Notice,
+    Posted,
+    Subject,
+    claim_subject,
+    event_name,
+    vmi_subject,
+)
 from rds_operator.memory import Change
 from rds_operator.metrics import OperatorMetrics
 from rds_records.clock import ServerClock
@@ -46,8 +55,24 @@ REASONS: Final = {
     Announcement.SLOW_START: EventReason.MIGRATION_SLOW_START,
     Announcement.LEAVING_OVERDUE: EventReason.MIGRATION_LEAVING_OVERDUE,
     Announcement.LONG_RUN: EventReason.MIGRATION_LONG_RUN,
+    Announcement.LEAVING_BLOCKED: EventReason.MIGRATION_LEAVING_BLOCKED,
+    Announcement.FOREIGN_POD: EventReason.FOREIGN_POD,
 }
 """Collapsed entries are missing: they are totals, without an Event."""
+
+TOLD_TO_THE_VM: Final = frozenset(
+    {
+        Announcement.FAILED,
+        Announcement.TIMED_OUT,
+        Announcement.VERDICT,
+        Announcement.SLOW_START,
+        Announcement.LEAVING_OVERDUE,
+        Announcement.LONG_RUN,
+        Announcement.LEAVING_BLOCKED,
+        Announcement.FOREIGN_POD,
+    }
+)
+"""What is an Event on the VirtualMachineInstance too; KubeVirt itself shows nothing of it there."""
 
 YOUNG_ATTACHMENT: Final = timedelta(minutes=5)
 """An older attachment is no news when this operator first sees it."""
@@ -269,19 +294,30 @@ class Reporter:
             first=entry.time,
             last=entry.time,
         )
-        await self._post(self._recorder, record, notice)
+        await self._tell(self._recorder, record, notice, entry.vmi if entry.kind in TOLD_TO_THE_VM else None)
         _remember(volume.announced, entry.id)
+
+    async def _tell(self, recorder: EventRecorder, record: Record, notice: Notice, vmi: ObjectReference | None) -> None:
+        """Post the Event on the claim, and on the virtual machine where one is named; two Events with names of their own."""
+        await self._post(recorder, record, notice)
+        if vmi:
+            name = event_name(record.metadata.name, notice.name, "vmi")
+            await self._post_on(recorder, record, replace(notice, name=name), vmi_subject(vmi))
 
     async def _post(self, recorder: EventRecorder, record: Record, notice: Notice) -> None:
         claim = await self._claims.of(record)
+        await self._post_on(recorder, record, notice, claim_subject(claim) if claim else None)
+
+    async def _post_on(self, recorder: EventRecorder, record: Record, notice: Notice, subject: Subject | None) -> None:
         posted = Posted.REFUSED
-        if claim is not None:
-            posted = await (recorder.repeat if notice.count > 1 else recorder.post)(notice, claim)
+        if subject is not None:
+            posted = await (recorder.repeat if notice.count > 1 else recorder.post)(notice, subject)
         if posted is Posted.CREATED:
             self._metrics.events_posted.labels(notice.reason).inc()
         elif posted is Posted.REFUSED:
             self._metrics.events_failed.labels(notice.reason).inc()
-            why = f"the API server refuses Events in namespace {claim.namespace}" if claim else "no claim is bound to the volume"
+            namespace = subject.reference.namespace if subject else ""
+            why = f"the API server refuses Events in namespace {namespace}" if subject else "no claim is bound to the volume"
             logger.warning("%s: Event %s is given up: %s", record.metadata.name, notice.reason, why)
 
     async def _write(self, volume: _Volume, record: Record, decide: Callable[[Record], Decided]) -> Record:
@@ -301,7 +337,7 @@ class Reporter:
             if known == refusal.count:
                 continue
             if self._recorder and (known is not None or self._clock.now() - refusal.last_time < FRESH_REFUSAL):
-                await self._post(self._recorder, record, _conflict(record, refusal))
+                await self._tell(self._recorder, record, _conflict(record, refusal), refusal.vmi)
             volume.refusals[key] = refusal.count
 
     async def _keep_claim(self, volume: _Volume, record: Record) -> Record:

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rds_operator.events import MAX_MESSAGE, EventReason, EventRecorder, Notice, Posted, event_body, event_name
+from rds_operator.events import MAX_MESSAGE, EventReason, EventRecorder, Notice, Posted, claim_subject, event_body, event_name
 from rds_records.kubernetes_api import RequestRefused
 from rds_records.names import is_dns_name
 from rds_records.record import ObjectReference
 from tests.unit.operator.api_server import ApiServer, Client
 from tests.unit.operator.volumes import NOW
 
-CLAIM = ObjectReference(namespace="default", name="data", uid="uid-of-data")
+CLAIM = claim_subject(ObjectReference(namespace="default", name="data", uid="uid-of-data"))
 
 
 def notice(count: int = 1, message: str = "m") -> Notice:

@@ -11,10 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rds_operator.active import ActiveOperator
-from rds_operator.claims import Claims
 from rds_operator.memory import RecordMemory
-from rds_operator.metrics import OperatorMetrics
-from rds_operator.reporting import Reporter
 from rds_operator.timeouts import CHECK_SECONDS, Deadlines, Sighting, WindowAges, first_sight, runs, time_left
 from rds_records.clock import ServerClock
 from rds_records.record import Record, Result
@@ -147,10 +144,8 @@ def operator(world: World, server: ApiServer) -> tuple[ActiveOperator, RecordMem
     memory = RecordMemory()
     client = server.client()
     store = RecordStore(client)
-    reporter = Reporter(store, Claims(client), None, OperatorMetrics(memory), world.clock, life="life")
-    reporter.see = lambda change: None  # type: ignore[method-assign]
     deadlines = Deadlines(store, world.ages(), world.clock)
-    return ActiveOperator(client, memory, deadlines, reporter, sleep=world.sleep), memory
+    return ActiveOperator(client, memory, deadlines, (), sleep=world.sleep), memory
 
 
 async def until_result(world: World, active: ActiveOperator, server: ApiServer, *, limit: float) -> Record:

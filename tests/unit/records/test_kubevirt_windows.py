@@ -423,7 +423,7 @@ def test_a_node_that_should_have_left_is_named_with_what_is_safe() -> None:
         assert "node node-a" in text
         assert "NotReady since 12:01" in text
         assert "delete pod virt-launcher-database-aaaaa`" in text
-    assert "should have left" in condition(record, "Overdue").message
+    assert "has not left" in condition(record, "Overdue").message
     refused = no(ask(record, "node-c", now=at(800), evidence=live_migration("node-b", "node-c", "run-2")))
     assert "node node-a has to leave" in refused.message
     assert "NotReady since 12:01" in refused.message
