@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from rds_operator.reflector import Access, Reflector, WatchApi
@@ -37,14 +38,16 @@ class KubeVirt:
         vmi_touched: Callable[[VmiKey], None],
         claims_touched: Callable[[Iterable[ClaimKey]], None],
         access_changed: Callable[[], None],
+        *,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._vmi_touched = vmi_touched
         self._claims_touched = claims_touched
         self._by_name: dict[VmiKey, Vmi] = {}
         self._users: dict[ClaimKey, set[VmiKey]] = defaultdict(set)
         self._migrations: dict[VmiKey, dict[str, Migration]] = defaultdict(dict)
-        self._vmis = Reflector(api, VMIS, vmi_view, self._vmi_changed, access_changed)
-        self._vmims = Reflector(api, MIGRATIONS, migration_view, self._migration_changed, access_changed)
+        self._vmis = Reflector(api, VMIS, vmi_view, self._vmi_changed, access_changed, sleep=sleep)
+        self._vmims = Reflector(api, MIGRATIONS, migration_view, self._migration_changed, access_changed, sleep=sleep)
         self.reflectors: Final = (self._vmis, self._vmims)
 
     @property

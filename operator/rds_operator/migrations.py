@@ -65,7 +65,7 @@ class MigrationFollower:
         self._latest = latest
         self._monotonic = monotonic
         self._sleep = sleep
-        self.kubevirt = KubeVirt(watch, self._vmi_touched, self._claims_touched, self._look_at_all)
+        self.kubevirt = KubeVirt(watch, self._vmi_touched, self._claims_touched, self._look_at_all, sleep=sleep)
         self._by_vmi: dict[VmiKey, set[str]] = defaultdict(set)
         self._by_claim: dict[ClaimKey, set[str]] = defaultdict(set)
         self._keys: dict[str, tuple[frozenset[VmiKey], ClaimKey | None]] = {}
@@ -187,6 +187,9 @@ class MigrationFollower:
         window = record.status.migration
         runs: dict[str, RunSight] = {}
         if self.kubevirt.known:
+            if window and window.vmi and window.migration_uid:
+                # Where the virtual machine runs is of interest until a node has left.
+                runs[window.migration_uid] = RunSight(self._vmi_of(record, window), None, migration_gone=False)
             for one in unconcluded(record, now=self._clock.now()):
                 runs[one.migration_uid or ""] = await self._run(one)
         pods = await self._pods(record, window) if window else None
@@ -275,11 +278,9 @@ class MigrationFollower:
             return ""
         if self._clock.now() - window.start_time < SLOW_START:
             return ""
-        try:
-            target = await self._api.get(f"/api/v1/namespaces/{window.vmi.namespace}/pods/{window.target_pod}")
-        except ObjectNotFound:
-            target = None
-        return where_it_hangs(window, seen.migration, target)
+        pods = f"/api/v1/namespaces/{window.vmi.namespace}/pods"
+        found, _ = await self._api.list(pods, {"fieldSelector": f"metadata.name={window.target_pod}"})
+        return where_it_hangs(window, seen.migration, found[0] if found else None)
 
 
 def _windows(record: Record) -> tuple[Window, ...]:
