@@ -37,6 +37,11 @@ RIGHTS = {
     OPERATOR: rights(GROUP, PLURAL, "get", "list", "watch", "update")
     | rights(GROUP, f"{PLURAL}/status", "update")
     | rights("", "persistentvolumes", "get", "list")
+    | rights("kubevirt.io", "virtualmachineinstances", "get", "list", "watch")
+    | rights("kubevirt.io", "virtualmachineinstancemigrations", "get", "list", "watch")
+    | rights("", "pods", "list")
+    | rights("", "nodes", "get")
+    | rights("storage.k8s.io", "volumeattachments", "patch")
     | rights("", "events", "create", "patch"),
 }
 """That none is missing is shown by all other tests of the ring, that none is idle by those of the audit log."""

@@ -58,14 +58,19 @@ def live_through_everything(cluster: Cluster, csi: Csi) -> None:
     eventually("a record deleted by hand goes", lambda: cluster.record(static.handle) is None)
 
 
-def live_migrate(kubevirt: KubeVirt) -> None:
-    """Let KubeVirt migrate a VM, on a volume of the default policy."""
+def migrate_a_virtual_machine(kubevirt: KubeVirt) -> None:
+    """Migrate a virtual machine to the end, and cancel another migration, so that its object is gone when its node leaves."""
     cluster = kubevirt.cluster
-    source, target = cluster.make_node(), cluster.make_node()
+    first, second = cluster.make_node(), cluster.make_node()
     claim = cluster.make_claim(cluster.make_storage_class())
     cluster.wait_bound(claim)
-    vm = kubevirt.run("vm", claims=[claim], node=source)
-    kubevirt.migrate(vm, to=target).until("attached")
+    vm = kubevirt.run("vm", claims=[claim], node=first)
+    run = kubevirt.migrate(vm, to=second).until("Succeeded")
+    (handle,) = vm.handles
+    cluster.wait_record(handle, "concluded", lambda status: status.get("migration", {}).get("result") == "Succeeded")
+    run.complete()
+    kubevirt.migrate(vm, to=first).until("attached").cancel().complete()
+    cluster.wait_record(handle, "cancelled", lambda status: status["history"][-1].get("reason") == "MigrationGone")
 
 
 def repeat_refusal(cluster: Cluster, handle: str) -> None:
@@ -108,6 +113,6 @@ def test_shim_and_operator_use_every_right_that_they_are_given(
     kubevirt: KubeVirt, csi: Csi, operator: Operator, installed: ControlPlane
 ) -> None:
     live_through_everything(kubevirt.cluster, csi)
-    live_migrate(kubevirt)
+    migrate_a_virtual_machine(kubevirt)
     assert_all_used(installed, CONTROLLER, role("ClusterRole", "rds-csi-controller"))
     assert_all_used(installed, OPERATOR, role("ClusterRole", "rds-operator"), role("Role", "rds-operator-lease"))
