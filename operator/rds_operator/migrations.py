@@ -25,7 +25,7 @@ from rds_records.kubernetes_api import ApiError, ObjectNotFound
 from rds_records.kubevirt_evidence import LiveMigration, foreign_pods
 from rds_records.kubevirt_hangs import where_it_hangs
 from rds_records.kubevirt_objects import GROUP_VERSION, Migration, Pod, Vmi, migration_view, pod_view, vmi_view
-from rds_records.kubevirt_runs import next_run
+from rds_records.kubevirt_runs import next_run, verdict
 from rds_records.kubevirt_sights import RunSight, Sight, follow, used_by
 from rds_records.node_health import NodeHealth, gone, node_health
 from rds_records.record import DualAttachPolicy, Record, Window
@@ -204,20 +204,25 @@ class MigrationFollower:
         )
 
     async def _run(self, window: Window) -> RunSight:
-        """Return what is known of a window's run; that its migration is gone wants an answer of the API server itself."""
+        """Return what is known of a window's run; that its migration is gone wants an answer of the API server itself.
+
+        The two watches are not in step with each other, nor with records. So where the migration is over, or is not known here, what
+        the virtual machine says of it is read anew: it alone says why, and from when to when.
+        """
         if window.vmi is None:
             return RunSight(None, None, migration_gone=False)
         key = (window.vmi.namespace, window.vmi.name)
-        migration = next((one for one in self.kubevirt.migrations_of(key) if one.uid == window.migration_uid), None)
-        if migration:
-            return RunSight(self.kubevirt.vmi(key), migration, migration_gone=False)
-        # The watch may be behind, with the migration's beginning as with what the virtual machine says of its end.
-        found = await self._read(key[0], "virtualmachineinstancemigrations", window.migration_name or "")
-        live = migration_view(found) if found else None
-        if live and live.uid == window.migration_uid:
-            return RunSight(self.kubevirt.vmi(key), live, migration_gone=False)
+        known = next((one for one in self.kubevirt.migrations_of(key) if one.uid == window.migration_uid), None)
+        vmi = self.kubevirt.vmi(key)
+        if known and (known.live or verdict(window, vmi, None, migration_gone=False, left=None)):
+            return RunSight(vmi, known, migration_gone=False)
+        found = None if known else await self._read(key[0], "virtualmachineinstancemigrations", window.migration_name or "")
+        migration = known or (migration_view(found) if found else None)
         machine = await self._read(key[0], "virtualmachineinstances", key[1])
-        return RunSight(vmi_view(machine) if machine else None, None, migration_gone=True)
+        vmi = vmi_view(machine) if machine else None
+        if migration and migration.uid == window.migration_uid:
+            return RunSight(vmi, migration, migration_gone=False)
+        return RunSight(vmi, None, migration_gone=True)
 
     async def _read(self, namespace: str, plural: str, name: str) -> Mapping[str, Any] | None:
         try:

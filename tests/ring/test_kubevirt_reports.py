@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -44,12 +45,13 @@ class Pair:
     def __init__(self, kubevirt: KubeVirt, *, disks: int = 1) -> None:
         self.kubevirt = kubevirt
         self.cluster = kubevirt.cluster
-        self.a, self.b = self.cluster.make_node("a"), self.cluster.make_node("b")
+        tag = secrets.token_hex(2)
+        self.a, self.b = self.cluster.make_node(f"a-{tag}"), self.cluster.make_node(f"b-{tag}")
         storage_class = self.cluster.make_storage_class({})
         self.claims = [self.cluster.make_claim(storage_class) for _ in range(disks)]
         for claim in self.claims:
             self.cluster.wait_bound(claim)
-        self.vm: Vm = kubevirt.run(self.cluster.name("vm"), claims=self.claims, node=self.a)
+        self.vm: Vm = kubevirt.run(f"vm-{tag}", claims=self.claims, node=self.a)
         self.handle = self.vm.handles[0]
 
     def status(self) -> Object:

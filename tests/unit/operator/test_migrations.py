@@ -197,6 +197,27 @@ async def test_where_the_migration_is_gone_the_virtual_machine_is_read_anew(worl
     assert (window.result, window.reason, window.failure_reason) == (Result.FAILED, "MigrationState", "aborted by a user")
 
 
+async def test_a_watch_of_virtual_machines_that_is_behind_hides_no_reason(world: World) -> None:
+    world.client.lists = {VMIS: [vmi(migrationState=state())], MIGRATIONS: [migration(phase="Failed")]}
+    failed = {**COMPLETED, "failed": True, "failureReason": "the guest went away"}
+    world.server.put(ONE_VM, vmi(migrationState=state(**failed)))
+    world.put(admitted())
+    await world.start()
+    window = world.now().status.migration
+    assert window
+    assert (window.result, window.reason, window.failure_reason) == (Result.FAILED, "MigrationState", "the guest went away")
+
+
+async def test_a_run_that_failed_before_hand_off_is_told_by_its_phase(world: World) -> None:
+    world.client.lists = {VMIS: [vmi()], MIGRATIONS: [migration(phase="Failed")]}
+    world.server.put(ONE_VM, vmi())
+    world.put(admitted())
+    await world.start()
+    window = world.now().status.migration
+    assert window
+    assert (window.result, window.reason) == (Result.FAILED, "MigrationPhase")
+
+
 async def test_where_both_are_gone_who_left_decides(world: World) -> None:
     world.put(detached(admitted(), "node-b"))
     await world.start()
