@@ -206,8 +206,8 @@ class MigrationFollower:
     async def _run(self, window: Window) -> RunSight:
         """Return what is known of a window's run; that its migration is gone wants an answer of the API server itself.
 
-        The two watches are not in step with each other, nor with records. So where the migration is over, or is not known here, what
-        the virtual machine says of it is read anew: it alone says why, and from when to when.
+        The two watches are not in step with each other, nor with records. So where the migration is over, or is not known here,
+        what the virtual machine says of it is read anew: it alone says why, and from when to when.
         """
         if window.vmi is None:
             return RunSight(None, None, migration_gone=False)
