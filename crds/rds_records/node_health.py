@@ -1,15 +1,21 @@
-"""What a Node says of itself, as far as it matters to who waits for it; typed views of raw objects. Pure."""
+"""Whether a node that holds a volume still answers, for people who wait for it to leave. Pure."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rds_records import messages
+from rds_records.conditions import LEAVING_NODE_READY
+from rds_records.decisions import Refused
+from rds_records.record import Record
+
 
 @dataclass(frozen=True, slots=True)
 class NodeHealth:
-    """Whether a Node is ready; ``reason`` is a word for machines, ``since`` what the Node says (RFC 3339), or empty."""
+    """Whether a Node is Ready; ``reason`` is a word for machines, ``since`` what the Node says (RFC 3339), or empty."""
 
     name: str
     ready: bool
@@ -17,28 +23,47 @@ class NodeHealth:
     since: str = ""
     message: str = ""
 
+    @property
+    def gone(self) -> bool:
+        """Whether the Node object does not exist."""
+        return self.reason == "NodeGone"
+
     def describe(self) -> str:
         """Return a phrase for people that names the node."""
         if self.ready:
-            return f"node {self.name} is ready"
-        if self.reason == "NodeGone":
+            return f"node {self.name} is Ready"
+        if self.gone:
             return f"there is no Node {self.name} any more"
         since = f" since {self.since}" if self.since else ""
-        return f"node {self.name} is not ready{since} ({self.message})"
+        return f"node {self.name} is not Ready{since} ({self.message})"
 
 
-def gone(name: str) -> NodeHealth:
-    """Return the health of a node whose object does not exist."""
-    return NodeHealth(name, False, "NodeGone")
-
-
-def node_health(raw: Mapping[str, Any]) -> NodeHealth:
-    """Return the health of a Node by its condition Ready; without one it is not ready."""
-    name = raw["metadata"]["name"]
+def node_health(name: str, raw: Mapping[str, Any] | None) -> NodeHealth:
+    """Return the health of a Node by its condition Ready; without one it is not Ready. ``raw`` is None where it does not exist."""
+    if raw is None:
+        return NodeHealth(name, False, "NodeGone")
     conditions = (raw.get("status") or {}).get("conditions") or ()
-    found = next((one for one in conditions if one.get("type") == "Ready"), None)
-    if found is None:
-        return NodeHealth(name, False, "NodeNotReady", message="it has no condition Ready")
+    found: Mapping[str, str] = next((one for one in conditions if one.get("type") == "Ready"), {})
     if found.get("status") == "True":
         return NodeHealth(name, True)
-    return NodeHealth(name, False, "NodeNotReady", found.get("lastTransitionTime") or "", found.get("reason") or "unknown")
+    why = found.get("reason") or "it says nothing of itself"
+    return NodeHealth(name, False, "NodeNotReady", found.get("lastTransitionTime") or "", why)
+
+
+def name_unready(record: Record, refused: Refused, found: Mapping[str, NodeHealth]) -> Refused:
+    """Return the refusal with the holders named that do not answer, so that nobody waits for a node that cannot leave.
+
+    ``found`` lacks the holders that could not be read: of the one that should leave, what the record says counts then.
+    """
+    window = record.status.migration
+    leaving = messages.leaving_node(window) if window else None
+    known = record.status.condition(LEAVING_NODE_READY)
+    texts = []
+    for holder in (held.node_name for held in record.status.attachments):
+        health = found.get(holder)
+        if health and not health.ready:
+            out = f"; {messages.out_of_service(holder)}" if holder == leaving and not health.gone else ""
+            texts.append(f"{health.describe()}{out}")
+        elif health is None and holder == leaving and known and known.status == "False":
+            texts.append(known.message)
+    return dataclasses.replace(refused, message="; ".join([refused.message, *texts]))

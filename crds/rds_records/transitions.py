@@ -157,7 +157,9 @@ def _refuse_other_nodes(record: Record, node: str, access: Access) -> Refused | 
         )
     holders = " and ".join(held.node_name for held in others)
     if len(others) > 1:
-        return Refused(Code.FAILED_PRECONDITION, Reason.NO_SLOT, _no_slot(record, node, holders))
+        window = record.status.migration
+        vmi = (window.vmi if window else None) or record.status.vmi
+        return Refused(Code.FAILED_PRECONDITION, Reason.NO_SLOT, _no_slot(record, node, holders), vmi)
     if not (access.mode.multi_node and others[0].access_mode.multi_node):
         single = f"node {node} asks for it" if not access.mode.multi_node else f"node {holders} holds it"
         return Refused(

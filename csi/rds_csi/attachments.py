@@ -24,7 +24,7 @@ from rds_records.decisions import Code, Decided, Reason, Refused
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, RequestRefused, WriteConflict
 from rds_records.kubevirt_evidence import Evidence
 from rds_records.names import DRIVER_NAME, check_handle, volume_attachment_name
-from rds_records.node_readiness import name_unready
+from rds_records.node_health import NodeHealth, name_unready, node_health
 from rds_records.record import Record
 from rds_records.store import Contended, RecordStore
 from rds_records.transitions import Access
@@ -242,12 +242,10 @@ class Attachments:
         """Name the holders that are not ready; one that cannot be read is passed over."""
         holders = [held.node_name for held in record.status.attachments]
         found = await asyncio.gather(*(self.api.get(f"{_NODES}/{holder}") for holder in holders), return_exceptions=True)
-        seen: dict[str, dict[str, Any] | None] = {}
+        seen: dict[str, NodeHealth] = {}
         for holder, node in zip(holders, found, strict=True):
-            if isinstance(node, ObjectNotFound):
-                seen[holder] = None
-            elif isinstance(node, dict):
-                seen[holder] = node
+            if isinstance(node, dict | ObjectNotFound):
+                seen[holder] = node_health(holder, None if isinstance(node, ObjectNotFound) else node)
         return name_unready(record, refused, seen)
 
     async def _note(self, record: Record, node: str, refused: Refused, evidence: Evidence | None) -> None:

@@ -27,7 +27,7 @@ from rds_records.kubevirt_hangs import where_it_hangs
 from rds_records.kubevirt_objects import GROUP_VERSION, Migration, Pod, Vmi, migration_view, pod_view, vmi_view
 from rds_records.kubevirt_runs import next_run, verdict
 from rds_records.kubevirt_sights import RunSight, Sight, follow, used_by
-from rds_records.node_health import NodeHealth, gone, node_health
+from rds_records.node_health import NodeHealth, node_health
 from rds_records.record import DualAttachPolicy, Record, Window
 from rds_records.store import Api, Contended, RecordStore
 from rds_records.window_warnings import SLOW_START
@@ -272,9 +272,9 @@ class MigrationFollower:
         if node is None:
             return None
         try:
-            return node_health(await self._api.get(f"/api/v1/nodes/{node}"))
+            return node_health(node, await self._api.get(f"/api/v1/nodes/{node}"))
         except ObjectNotFound:
-            return gone(node)
+            return node_health(node, None)
 
     async def _hangs(self, window: Window | None, runs: Mapping[str, RunSight]) -> str:
         """Say where a migration hangs that is late to start; nobody asks before."""

@@ -87,7 +87,7 @@ def test_a_dead_old_source_that_blocks_the_next_migration_is_named_wherever_one_
         lambda status: any(one["type"] == "LeavingNodeReady" and one["status"] == "False" for one in status["conditions"]),
     )
     (condition,) = [one for one in record["status"]["conditions"] if one["type"] == "LeavingNodeReady"]
-    assert f"node {trio.a} is not ready" in condition["message"]
+    assert f"node {trio.a} is not Ready" in condition["message"]
     trio.kubevirt.migrate(trio.vm, to=trio.c).until("bound")
     refused = trio.cluster.wait_attach_error(trio.handle, trio.c, trio.a)
     assert "NodeStatusUnknown" in refused
@@ -95,7 +95,7 @@ def test_a_dead_old_source_that_blocks_the_next_migration_is_named_wherever_one_
         trio.cluster.wait_event(trio.claim, "MigrationLeavingBlocked"),
         *trio.cluster.events("vm", kind="VirtualMachineInstance", reason="MigrationLeavingBlocked"),
     ):
-        assert f"node {trio.a} is not ready" in event["message"]
+        assert f"node {trio.a} is not Ready" in event["message"]
         assert f"kubectl taint nodes {trio.a} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in event["message"]
     # What the message says is what helps: the node is taken out of service, and the one that waits is woken.
     trio.kubevirt.take_out(trio.a)

@@ -11,7 +11,7 @@ import pytest
 from rds_records.conditions import LEAVING_NODE_READY, VERDICT_READABLE
 from rds_records.kubevirt_objects import migration_view, vmi_view
 from rds_records.kubevirt_sights import RunSight, Sight, Trouble, follow, used_by
-from rds_records.node_health import NodeHealth, gone, node_health
+from rds_records.node_health import NodeHealth, node_health
 from rds_records.record import Announcement, Record, Result
 from rds_records.windows import PENDING_LIMIT, VERDICT_OF_INTEREST, expire, unconcluded
 from tests.unit.records.crd import objections
@@ -139,12 +139,12 @@ def test_a_node_that_should_leave_and_is_not_ready_is_named_at_once_and_once() -
     found = condition(record, LEAVING_NODE_READY)
     assert (found.status, found.reason) == ("False", "NodeNotReady")
     for text in (found.message, record.status.outbox[-1].message):
-        assert "node node-a is not ready since 2026-11-21T12:00:00Z (NodeStatusUnknown)" in text
+        assert "node node-a is not Ready since 2026-11-21T12:00:00Z (NodeStatusUnknown)" in text
     assert record.status.phase == "Migrating"
     assert kinds(record).count(Announcement.LEAVING_BLOCKED) == 1
     record = after(record, Sight(leaving=NodeHealth("node-a", ready=True)), 110)
     assert condition(record, LEAVING_NODE_READY).status == "True"
-    record = after(record, Sight(leaving=gone("node-a")), 120)
+    record = after(record, Sight(leaving=node_health("node-a", None)), 120)
     assert condition(record, LEAVING_NODE_READY).reason == "NodeGone"
     assert kinds(record).count(Announcement.LEAVING_BLOCKED) == 1
 
@@ -191,22 +191,3 @@ def test_the_virtual_machine_that_uses_the_volume_is_shown_and_taken_off_again()
     assert (record.status.vmi.namespace, record.status.vmi.name) == ("vms", "database")
     assert not used_by(record, vmi_view(vmi())).changed
     assert used_by(record, None).record.status.vmi is None
-
-
-@pytest.mark.parametrize(
-    ("conditions", "ready", "text"),
-    [
-        ([{"type": "Ready", "status": "True"}], True, "is ready"),
-        (
-            [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "lastTransitionTime": "2026-11-21T12:00:00Z"}],
-            False,
-            "is not ready since 2026-11-21T12:00:00Z (NodeStatusUnknown)",
-        ),
-        ([{"type": "Ready", "status": "False", "reason": "KubeletNotReady"}], False, "is not ready (KubeletNotReady)"),
-        ([], False, "is not ready (it has no condition Ready)"),
-    ],
-)
-def test_a_nodes_health_is_its_condition_ready(conditions: list[dict[str, str]], ready: bool, text: str) -> None:
-    health = node_health({"metadata": {"name": "node-a"}, "status": {"conditions": conditions}})
-    assert health.ready is ready
-    assert text in health.describe()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from rds_records.decisions import Refused
-from rds_records.node_readiness import name_unready, unready
+from rds_records.node_health import NodeHealth, name_unready, node_health
 from rds_records.record import Condition, Record, Result
 from tests.unit.records.volumes import START, ask, at, attached, fresh, no, window
 
@@ -16,9 +14,13 @@ pytestmark = pytest.mark.requirement("R34")
 SINCE = "2026-11-21T11:00:00Z"
 
 
-def node(status: str = "True", reason: str = "KubeletReady") -> dict[str, Any]:
+def node(name: str = "node-a", status: str = "True", reason: str = "KubeletReady") -> NodeHealth:
     ready = {"type": "Ready", "status": status, "reason": reason, "lastTransitionTime": SINCE}
-    return {"status": {"conditions": [{"type": "DiskPressure", "status": "False"}, ready]}}
+    return node_health(name, {"status": {"conditions": [{"type": "DiskPressure", "status": "False"}, ready]}})
+
+
+def holders(status: str = "True", reason: str = "KubeletReady") -> dict[str, NodeHealth]:
+    return {name: node(name, status, reason) for name in ("node-a", "node-b")}
 
 
 def ended(result: Result) -> Record:
@@ -32,32 +34,32 @@ def third(record: Record) -> Refused:
 
 
 def test_a_ready_node_needs_no_word() -> None:
-    assert unready("node-a", node()) is None
+    assert node().ready
     refused = third(ended(Result.SUCCEEDED))
-    assert name_unready(ended(Result.SUCCEEDED), refused, {"node-a": node(), "node-b": node()}) == refused
+    assert name_unready(ended(Result.SUCCEEDED), refused, holders()) == refused
 
 
 @pytest.mark.parametrize("status", ["False", "Unknown"])
 def test_a_node_that_is_not_ready_is_named_with_since_when_and_why(status: str) -> None:
-    text = unready("node-a", node(status, "NodeStatusUnknown"))
+    text = node("node-a", status, "NodeStatusUnknown").describe()
     assert text == f"node node-a is not Ready since {SINCE} (NodeStatusUnknown)"
 
 
 def test_a_node_that_says_nothing_and_one_that_is_gone_are_named() -> None:
-    assert unready("node-a", {}) == "node node-a is not Ready (it says nothing of itself)"
-    assert unready("node-a", None) == "there is no Node node-a any more"
+    assert node_health("node-a", {}).describe() == "node node-a is not Ready (it says nothing of itself)"
+    assert node_health("node-a", None).describe() == "there is no Node node-a any more"
 
 
 def test_only_of_the_node_that_should_leave_it_is_said_how_it_is_taken_out_of_service() -> None:
     record = ended(Result.SUCCEEDED)
-    down = node("Unknown", "NodeStatusUnknown")
-    message = name_unready(record, third(record), {"node-a": down, "node-b": down}).message
+    down = holders("Unknown", "NodeStatusUnknown")
+    message = name_unready(record, third(record), down).message
     assert "node node-a is not Ready" in message
     assert "node node-b is not Ready" in message
     assert "power it off for certain and then `kubectl taint nodes node-a" in message
     assert "taint nodes node-b" not in message
     running = attached(fresh(), "node-a", "node-b")
-    assert "taint" not in name_unready(running, third(running), {"node-a": down, "node-b": down}).message
+    assert "taint" not in name_unready(running, third(running), down).message
 
 
 def test_where_a_node_could_not_be_read_what_the_operator_saw_of_it_counts() -> None:
