@@ -151,10 +151,11 @@ class Model:
     def filed(self, window: Window, told: str) -> Model:
         """Take a window to the history: the ten last with a result, and at most twenty that wait for KubeVirt."""
         after = replace(self, window=None, closed=(*self.closed, window), told=(*self.told, told))
+        old = [number for number, one in enumerate(after.closed) if one.result][:-10]
+        after = replace(after, closed=tuple(one for number, one in enumerate(after.closed) if number not in old))
         while len(after.waiting) > 20:
             after = after.decided(after.waiting[0])
-        old = [number for number, one in enumerate(after.closed) if one.result][:-10]
-        return replace(after, closed=tuple(one for number, one in enumerate(after.closed) if number not in old))
+        return after
 
     @property
     def waiting(self) -> list[int]:
