@@ -102,7 +102,7 @@ def test_no_role_that_is_shipped_has_a_wildcard_or_reads_secrets() -> None:
         ("DELETE", "PersistentVolumeClaim", "claim", True),
         ("PATCH", "VirtualMachineInstance", "vm", True),
         ("DELETE", "VirtualMachineInstanceMigration", "migration", True),
-        ("PATCH", "VolumeAttachment", "csi-1", False),
+        ("PUT", "VolumeAttachment", "csi-1", False),
         ("DELETE", "VolumeAttachment", "csi-1", False),
         ("PATCH", "Node", "node", False),
         ("DELETE", "Node", "node", False),
