@@ -10,6 +10,7 @@ from typing import Any, Final
 
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?")
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://.*")
 _TRUTH: Final = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -33,7 +34,9 @@ class Options:
         return (self._prefix + flag.removeprefix("--").replace("-", "_").upper(), *names)
 
     def _given(self, variables: Sequence[str]) -> str | None:
-        return next((self._environment[name] for name in variables if self._environment.get(name)), None)
+        return next(
+            (value for name in variables if (value := self._environment.get(name)) and not _is_service_link(name, value)), None
+        )
 
     def add(
         self,
@@ -49,7 +52,7 @@ class Options:
         """Add an option that takes a value.
 
         Its variable is the prefix and the flag's name (``--node-id``: ``RDS_CSI_NODE_ID``); ``variables`` are further names, looked
-        at after that one. A variable that is set and empty counts as not set.
+        at after that one. A variable that is set and empty counts as not set, as does what a Service of that name left there.
         """
         names = self._variables(flag, variables)
         given = self._given(names)
@@ -73,6 +76,14 @@ class Options:
             metavar="true|false",
             help=f"{text} [env: {', '.join(names)}]",
         )
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Tell whether Kubernetes set this: a Service called ``rds`` puts ``RDS_PORT=tcp://…`` into every pod of its namespace.
+
+    Source: kubernetes, pkg/kubelet/envvars/envvars.go.
+    """
+    return name.endswith("_PORT") and _SERVICE_LINK.fullmatch(value) is not None
 
 
 def _one_of(choices: Sequence[str]) -> Callable[[str], str]:

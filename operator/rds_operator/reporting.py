@@ -37,7 +37,7 @@ from rds_operator.memory import Change
 from rds_operator.metrics import OperatorMetrics
 from rds_records.clock import ServerClock
 from rds_records.decisions import Decided
-from rds_records.kubernetes_api import ApiError, ObjectNotFound, WriteConflict
+from rds_records.kubernetes_api import ApiError, ApiUnavailable, ObjectNotFound, WriteConflict
 from rds_records.messages import go_duration
 from rds_records.names import FINALIZER
 from rds_records.record import MAX_OUTBOX, Announcement, Attachment, ObjectReference, OutboxEntry, Record, Refusal
@@ -179,6 +179,7 @@ class Reporter:
         self._volumes: dict[str, _Volume] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._notes: set[asyncio.Task[None]] = set()
+        self._unanswered: set[str] = set()
 
     @property
     def busy(self) -> int:
@@ -311,7 +312,15 @@ class Reporter:
     async def _post_on(self, recorder: EventRecorder, record: Record, notice: Notice, subject: Subject | None) -> None:
         posted = Posted.REFUSED
         if subject is not None:
-            posted = await (recorder.repeat if notice.count > 1 else recorder.post)(notice, subject)
+            try:
+                posted = await (recorder.repeat if notice.count > 1 else recorder.post)(notice, subject)
+            except ApiUnavailable:
+                self._unanswered.add(notice.name)
+                raise
+        if notice.name in self._unanswered:
+            # An answer was lost: what is there now is very likely what this life posted.
+            self._unanswered.discard(notice.name)
+            posted = Posted.CREATED if posted is Posted.EXISTED else posted
         if posted is Posted.CREATED:
             self._metrics.events_posted.labels(notice.reason).inc()
         elif posted is Posted.REFUSED:

@@ -107,6 +107,13 @@ def proxy(control_plane: ControlPlane) -> Iterator[Proxy]:
         yield proxy
 
 
+@pytest.fixture(scope="module")
+def shared_proxy(control_plane: ControlPlane) -> Iterator[Proxy]:
+    """One proxy for all tests of this file."""
+    with Proxy(control_plane) as proxy:
+        yield proxy
+
+
 @pytest.fixture(scope="session")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedBox]:
     """The box that the shared shim talks to; a test that turns its switches turns them back."""
@@ -125,6 +132,22 @@ def shim(installed: ControlPlane, box: SimulatedBox, tmp_path_factory: pytest.Te
 def csi(shim: Shim) -> Iterator[Csi]:
     """CSI calls to the shared shim."""
     with Csi(shim.endpoint) as csi:
+        yield csi
+
+
+@pytest.fixture(scope="module")
+def behind(
+    installed: ControlPlane, box: SimulatedBox, shared_proxy: Proxy, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shim]:
+    """A shim whose API server is behind that proxy."""
+    with Shim(installed, tmp_path_factory.mktemp("behind"), reach(box), through=shared_proxy) as shim:
+        yield shim
+
+
+@pytest.fixture(scope="module")
+def through(behind: Shim) -> Iterator[Csi]:
+    """CSI calls to that shim."""
+    with Csi(behind.endpoint) as csi:
         yield csi
 
 

@@ -28,12 +28,6 @@ pytestmark = [pytest.mark.requirement("R7"), pytest.mark.usefixtures("attacher",
 AGAIN = "tried again (csi-attacher: at most 5 minutes later)"
 
 
-@pytest.fixture(scope="module")
-def shared_proxy(installed: ControlPlane) -> Iterator[Proxy]:
-    with Proxy(installed) as proxy:
-        yield proxy
-
-
 @pytest.fixture
 def proxy(shared_proxy: Proxy) -> Iterator[Proxy]:
     """The proxy before the driver's API server, as good as new."""

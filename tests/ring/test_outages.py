@@ -13,12 +13,10 @@ import pytest
 
 from tests.ring.api import Object
 from tests.ring.cluster import Cluster
-from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Shim
 from tests.ring.history import nodes_of, version_now, versions
 from tests.ring.proxy import Proxy, Rule
 from tests.ring.rpc import RWO, Csi, at_once, code_of
-from tests.ring.stack import reach
 from tests.ring.waiting import eventually
 from tests.simulator.box import SimulatedBox
 
@@ -39,34 +37,11 @@ def nodes(cluster: Cluster) -> tuple[str, str, str]:
     return cluster.make_node("a"), cluster.make_node("b"), cluster.make_node("c")
 
 
-@pytest.fixture(scope="module")
-def shared_proxy(control_plane: ControlPlane) -> Iterator[Proxy]:
-    """One proxy for all tests of this file."""
-    with Proxy(control_plane) as proxy:
-        yield proxy
-
-
 @pytest.fixture
 def proxy(shared_proxy: Proxy) -> Iterator[Proxy]:
     """That proxy, as good as new."""
     yield shared_proxy
     shared_proxy.clear()
-
-
-@pytest.fixture(scope="module")
-def behind(
-    installed: ControlPlane, box: SimulatedBox, shared_proxy: Proxy, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Shim]:
-    """A shim whose API server is behind that proxy."""
-    with Shim(installed, tmp_path_factory.mktemp("behind"), reach(box), through=shared_proxy) as shim:
-        yield shim
-
-
-@pytest.fixture(scope="module")
-def through(behind: Shim) -> Iterator[Csi]:
-    """CSI calls to that shim."""
-    with Csi(behind.endpoint) as csi:
-        yield csi
 
 
 @pytest.fixture

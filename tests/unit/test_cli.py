@@ -63,6 +63,12 @@ def test_empty_variable_counts_as_not_set() -> None:
     assert controller(RDS_CSI_RDS_PORT="", RDS_CSI_DRAIN_TIMEOUT="").rds_port == 22
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_what_a_service_called_rds_leaves_in_the_environment_is_no_port(protocol: str) -> None:
+    assert controller(RDS_PORT=f"{protocol}://10.96.0.7:22").rds_port == 22
+    assert controller(RDS_CSI_RDS_PORT="2222", RDS_PORT=f"{protocol}://10.96.0.7:22").rds_port == 2222
+
+
 @pytest.mark.parametrize("command", ["controller", "node"])
 def test_every_flag_can_be_given_as_an_environment_variable_and_help_says_how(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str

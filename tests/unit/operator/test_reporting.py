@@ -119,6 +119,45 @@ def timed_out(running: Record) -> Record:
     return ended
 
 
+@pytest.mark.requirement("R40")
+async def test_an_event_whose_answer_was_lost_is_counted_once_when_it_is_found() -> None:
+    server = ApiServer()
+    bind(server)
+    store_record(server, migrating().with_status(attachments=()))
+    server.faults = [Fault.LOST_ANSWER]
+    life = await reported(server)
+    assert len(events_of(server, "MigrationStarted")) == 1
+    assert life.metrics.posted("MigrationStarted") == 1
+
+
+@pytest.mark.requirement("R42")
+async def test_a_failure_and_a_refusal_are_events_on_the_virtual_machine_too() -> None:
+    server = ApiServer()
+    bind(server)
+    vmi = ObjectReference(namespace="vms", name="database", uid="vm-uid")
+    failed = detached(migrating(), "node-b").status
+    noted = refused(record().with_status(outbox=failed.outbox), "node-c").status
+    store_record(
+        server,
+        record().with_status(
+            outbox=tuple(entry.replace(vmi=vmi) for entry in noted.outbox),
+            refusals=tuple(refusal.replace(vmi=vmi) for refusal in noted.refusals),
+        ),
+    )
+    await reported(server)
+    told = server.events("vms")
+    assert sorted(event["reason"] for event in told) == ["AttachmentConflict", "MigrationFailed"]
+    for event in told:
+        assert event["involvedObject"] == {
+            "apiVersion": "kubevirt.io/v1",
+            "kind": "VirtualMachineInstance",
+            "namespace": "vms",
+            "name": "database",
+            "uid": "vm-uid",
+        }
+    assert len(events_of(server, "MigrationStarted", "MigrationFailed", "AttachmentConflict")) == 3
+
+
 # The outbox ----------------------------------------------------------------------------------------------------------------------
 
 
