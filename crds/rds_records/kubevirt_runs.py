@@ -7,7 +7,7 @@ window's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -19,6 +19,9 @@ from rds_records.record import ClosedWindow, Record, Result, Window
 
 LETTING_GO: Final = timedelta(seconds=120)
 """After KubeVirt's own limit: for it to abort, to notice, and to unmount."""
+
+CLOCKS: Final = timedelta(minutes=1)
+"""By how much the clocks of KubeVirt's nodes and of the API server may differ."""
 
 _UNIT: Final = 10**9
 """KubeVirt counts ``completionTimeoutPerGiB`` per 10^9 bytes, rounded up, whatever the name says."""
@@ -124,6 +127,21 @@ def next_run(record: Record, vmi: Vmi, migrations: Iterable[Migration], pods: It
         if sources:
             return LiveMigration(vmi, migration, sources[0], target, other, target.node)
     return None
+
+
+def missed_run(window: ClosedWindow, vmi: Vmi | None, known: Collection[str]) -> MigrationState | None:
+    """Return a later run between the nodes of a window that closed while nobody looked; None where there was none.
+
+    KubeVirt can move a VM back before its first node was unmounted, without any CSI call; then the node that left, left for the
+    later run. ``known`` are the uids of all runs that the record has. Only the newest run is to be seen, and only once it is over.
+    """
+    state = vmi.migration if vmi and _same_vm(window, vmi) else None
+    if state is None or window.left_node is None or not state.migration_uid or state.migration_uid in known:
+        return None
+    over = state.completed or (state.end is not None and state.failed)
+    same_nodes = {state.source_node, state.target_node} == {window.source_node, window.target_node}
+    within = state.start is None or state.start <= window.end_time + CLOCKS
+    return state if over and same_nodes and within else None
 
 
 def limit(vmi: Vmi, window: Window) -> timedelta | None:

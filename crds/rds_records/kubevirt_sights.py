@@ -9,12 +9,22 @@ from datetime import datetime
 from rds_records.conditions import VERDICT_READABLE, settled, with_condition
 from rds_records.decisions import Decided
 from rds_records.kubevirt_evidence import LiveMigration
-from rds_records.kubevirt_objects import Migration, Vmi
-from rds_records.kubevirt_runs import Verdict, limit, run_state, verdict
+from rds_records.kubevirt_objects import Migration, MigrationState, Vmi
+from rds_records.kubevirt_runs import Verdict, VerdictGround, limit, missed_run, run_state, verdict
 from rds_records.node_health import NodeHealth
-from rds_records.record import ObjectReference, Record, Window
+from rds_records.record import ClosedWindow, ObjectReference, Record, Result, Window
 from rds_records.window_warnings import note_foreign_pods, note_leaving_node, warn
-from rds_records.windows import PENDING_LIMIT, conclude, conclude_pending, observe_run, supersede, unconcluded
+from rds_records.windows import (
+    PENDING_LIMIT,
+    Ground,
+    add_missed,
+    conclude,
+    conclude_pending,
+    observe_run,
+    runs_of,
+    supersede,
+    to_follow,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,8 @@ class RunSight:
     vmi: Vmi | None
     migration: Migration | None
     migration_gone: bool
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Of all migrations of this virtual machine that are known, by uid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +72,18 @@ def follow(record: Record, sight: Sight, *, now: datetime, new_id: str) -> Decid
     """
     begun = record
     verdicts = {}
-    for window in unconcluded(record, now=now):
-        said = _verdict(window, sight)
+    for window in to_follow(record, now=now):
+        said, missed = _verdict(window, sight), _missed(record, window, sight)
+        if missed and (said is None or said.ground == VerdictGround.MIGRATION_GONE):
+            # Who left says nothing of this run, but the next one began where the VM was.
+            moved = missed.source_node == window.target_node
+            result = Result.SUCCEEDED if moved else Result.FAILED
+            said = Verdict(window.migration_uid or "", result, Ground.SUPERSEDED.value, live_node=missed.source_node)
         if said:
             verdicts[said.migration_uid] = said
             record = conclude(record, said, now=now).record
+        if missed:
+            record = add_missed(record, window.id, missed, migration_name=_name_of(missed, window, sight), now=now).record
     running = record.status.migration
     if sight.next_run:
         old = verdicts.get(running.migration_uid or "") if running else None
@@ -85,6 +104,18 @@ def follow(record: Record, sight: Sight, *, now: datetime, new_id: str) -> Decid
 def _verdict(window: Window, sight: Sight) -> Verdict | None:
     seen = sight.runs.get(window.migration_uid or "")
     return verdict(window, seen.vmi, seen.migration, migration_gone=seen.migration_gone, left=None) if seen else None
+
+
+def _missed(record: Record, window: Window, sight: Sight) -> MigrationState | None:
+    seen = sight.runs.get(window.migration_uid or "")
+    if seen is None or not isinstance(window, ClosedWindow):
+        return None
+    return missed_run(window, seen.vmi, runs_of(record))
+
+
+def _name_of(missed: MigrationState, window: Window, sight: Sight) -> str | None:
+    names = sight.runs[window.migration_uid or ""].names
+    return names.get(missed.migration_uid)
 
 
 def _observe(record: Record, sight: Sight, now: datetime) -> Record:

@@ -11,6 +11,7 @@ from rds_records import messages
 from rds_records.conditions import settled
 from rds_records.decisions import Decided
 from rds_records.kubevirt_evidence import LiveMigration
+from rds_records.kubevirt_objects import MigrationState
 from rds_records.kubevirt_runs import Verdict, VerdictGround
 from rds_records.outbox import announce, outbox_entry
 from rds_records.record import (
@@ -201,11 +202,23 @@ def _with_deadline(record: Record, window: Window) -> Window:
     return window.replace(timeout_seconds=seconds, deadline_time=(since or window.start_time) + timedelta(seconds=seconds))
 
 
-def unconcluded(record: Record, *, now: datetime) -> tuple[Window, ...]:
-    """Return the windows of KubeVirt's runs whose verdict is still of interest: the open one, and ended ones for a while."""
+def to_follow(record: Record, *, now: datetime) -> tuple[Window, ...]:
+    """Return the windows of KubeVirt's runs of which something is still to be learned: the open one, and ended ones for a while.
+
+    That is where the verdict is missing, and where the node left that should have stayed: it may have left for a later run.
+    """
     window = record.status.migration
-    ended = [old for old in record.status.history if old.result is None or now - old.end_time < VERDICT_OF_INTEREST]
-    return tuple(one for one in (*ended, *([window] if window else [])) if one.migration_uid and not _has_verdict(one))
+    ended = (old for old in record.status.history if old.result is None or now - old.end_time < VERDICT_OF_INTEREST)
+    wanted = [old for old in ended if old.migration_uid and (not _has_verdict(old) or _wrong_node_left(old))]
+    running = [window] if window and window.migration_uid and not _has_verdict(window) else []
+    return (*wanted, *running)
+
+
+def _wrong_node_left(window: ClosedWindow) -> bool:
+    stays = {Result.SUCCEEDED: window.target_node, Result.FAILED: window.source_node}
+    return window.left_node is not None and window.left_node == stays.get(
+        window.kubevirt_result or window.result or Result.TIMED_OUT
+    )
 
 
 def _has_verdict(window: Window) -> bool:
@@ -346,6 +359,59 @@ def supersede(record: Record, run: LiveMigration, old: Verdict | None, *, now: d
     opened = open_window(record, run.source_node, run.target_node, now, new_id, origin=Origin.OBSERVED, run=run)
     status = announce(status.replace(migration=opened), started_entry(record, opened))
     return Decided(settled(record, status, now), changed=True)
+
+
+def add_missed(record: Record, window_id: str, state: MigrationState, *, migration_name: str | None, now: datetime) -> Decided:
+    """Put a run into the history that came after an ended window, between the same nodes, and that nobody saw while it went on.
+
+    The node that left, left for this run, so the older window ends where this one begins. Everything about the new window is told
+    at once. ``state`` is the run as its VM shows it, over; a second time it changes nothing.
+    """
+    status = record.status
+    older = next((one for one in status.history if one.id == window_id), None)
+    if older is None or state.migration_uid in runs_of(record):
+        return Decided(record, changed=False)
+    begun = min(max(state.start or older.end_time, older.start_time), older.end_time)
+    failed = state.failed or state.abort_succeeded
+    facts = older.model_dump(include={"timeout_seconds", "end_time", "left_node", "vmi"}, exclude_none=True)
+    newer = ClosedWindow(
+        **facts,
+        id=state.migration_uid,
+        origin=Origin.OBSERVED,
+        source_node=state.source_node,
+        target_node=state.target_node,
+        start_time=begun,
+        duration_seconds=_seconds(begun, older.end_time),
+        result=Result.FAILED if failed else Result.SUCCEEDED,
+        result_time=now,
+        reason=VerdictGround.MIGRATION_STATE.value,
+        failure_reason=state.failure_reason[:1024] or None,
+        live_node=older.source_node if older.left_node == older.target_node else older.target_node,
+        migration_name=migration_name,
+        migration_uid=state.migration_uid,
+        kubevirt_start_time=state.start,
+        kubevirt_end_time=state.end,
+    )
+    older = older.replace(
+        end_time=begun, left_node=None, live_node=state.source_node, duration_seconds=_seconds(older.start_time, begun)
+    )
+    position = [one.id for one in status.history].index(window_id)
+    history = (*status.history[:position], older, newer, *status.history[position + 1 :])
+    status = announce(status.replace(history=history), started_entry(record, newer))
+    status = announce(status, _concluded(record, newer.replace(result=None), newer, now))
+    told = messages.ended(record.handle, newer, newer.duration_seconds, _gone(newer))
+    ended = outbox_entry(newer, Announcement.ENDED, told, now).replace(duration_seconds=newer.duration_seconds)
+    return Decided(settled(record, announce(status, ended), now), changed=True)
+
+
+def runs_of(record: Record) -> set[str]:
+    """Return the uids of all KubeVirt's runs that the record knows."""
+    windows = (*record.status.history, *([record.status.migration] if record.status.migration else []))
+    return {one.migration_uid for one in windows if one.migration_uid}
+
+
+def _seconds(start: datetime, end: datetime) -> float:
+    return max(0.0, round((end - start).total_seconds(), 3))
 
 
 def started_entry(record: Record, window: Window) -> OutboxEntry:

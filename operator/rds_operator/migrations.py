@@ -31,7 +31,7 @@ from rds_records.node_health import NodeHealth, node_health
 from rds_records.record import DualAttachPolicy, Record, Window
 from rds_records.store import Api, Contended, RecordStore
 from rds_records.window_warnings import SLOW_START
-from rds_records.windows import unconcluded
+from rds_records.windows import to_follow
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class MigrationFollower:
     def _follows(self, record: Record) -> bool:
         window = record.status.migration
         open_run = window is not None and (window.migration_uid or record.spec.dual_attach_policy is DualAttachPolicy.KUBEVIRT)
-        return bool(open_run or record.status.pending or unconcluded(record, now=self._clock.now()))
+        return bool(open_run or record.status.pending or to_follow(record, now=self._clock.now()))
 
     # What makes a look due -------------------------------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ class MigrationFollower:
             if window and window.vmi and window.migration_uid:
                 # Where the virtual machine runs is of interest until a node has left.
                 runs[window.migration_uid] = RunSight(self._vmi_of(record, window), None, migration_gone=False)
-            for one in unconcluded(record, now=self._clock.now()):
+            for one in to_follow(record, now=self._clock.now()):
                 runs[one.migration_uid or ""] = await self._run(one)
         pods = await self._pods(record, window) if window else None
         return Sight(
@@ -199,7 +199,7 @@ class MigrationFollower:
             leaving=await self._leaving(window),
             foreign_pods=self._foreign(record, window, pods),
             hangs=await self._hangs(window, runs),
-            trouble=self.kubevirt.trouble if unconcluded(record, now=self._clock.now()) else None,
+            trouble=self.kubevirt.trouble if to_follow(record, now=self._clock.now()) else None,
             readable=self.kubevirt.known,
         )
 
@@ -212,17 +212,19 @@ class MigrationFollower:
         if window.vmi is None:
             return RunSight(None, None, migration_gone=False)
         key = (window.vmi.namespace, window.vmi.name)
-        known = next((one for one in self.kubevirt.migrations_of(key) if one.uid == window.migration_uid), None)
+        runs = {one.uid: one for one in self.kubevirt.migrations_of(key)}
+        names = {uid: one.name for uid, one in runs.items()}
+        known = runs.get(window.migration_uid or "")
         vmi = self.kubevirt.vmi(key)
         if known and (known.live or verdict(window, vmi, None, migration_gone=False, left=None)):
-            return RunSight(vmi, known, migration_gone=False)
+            return RunSight(vmi, known, migration_gone=False, names=names)
         found = None if known else await self._read(key[0], "virtualmachineinstancemigrations", window.migration_name or "")
         migration = known or (migration_view(found) if found else None)
         machine = await self._read(key[0], "virtualmachineinstances", key[1])
         vmi = vmi_view(machine) if machine else None
         if migration and migration.uid == window.migration_uid:
-            return RunSight(vmi, migration, migration_gone=False)
-        return RunSight(vmi, None, migration_gone=True)
+            return RunSight(vmi, migration, migration_gone=False, names=names)
+        return RunSight(vmi, None, migration_gone=True, names=names)
 
     async def _read(self, namespace: str, plural: str, name: str) -> Mapping[str, Any] | None:
         try:

@@ -13,7 +13,7 @@ from rds_records.kubevirt_objects import migration_view, vmi_view
 from rds_records.kubevirt_sights import RunSight, Sight, Trouble, follow, used_by
 from rds_records.node_health import NodeHealth, node_health
 from rds_records.record import Announcement, Record, Result
-from rds_records.windows import PENDING_LIMIT, VERDICT_OF_INTEREST, expire, unconcluded
+from rds_records.windows import PENDING_LIMIT, VERDICT_OF_INTEREST, expire, to_follow
 from tests.unit.records.crd import objections
 from tests.unit.records.kubevirt import RUN, live_migration, migration, state, vmi
 from tests.unit.records.test_kubevirt_windows import SUCCEEDED, admitted, condition, kinds, last, told
@@ -104,12 +104,12 @@ def test_a_cancelled_run_that_had_timed_out_is_told_once_its_node_left() -> None
 
 def test_an_ended_window_is_of_interest_for_an_hour() -> None:
     record = after(left(admitted(), "node-b", now=at(0)), Sight(), 700)
-    assert unconcluded(record, now=at(VERDICT_OF_INTEREST.total_seconds() - 1))
-    assert not unconcluded(record, now=at(VERDICT_OF_INTEREST.total_seconds()))
+    assert to_follow(record, now=at(VERDICT_OF_INTEREST.total_seconds() - 1))
+    assert not to_follow(record, now=at(VERDICT_OF_INTEREST.total_seconds()))
 
 
 def test_a_window_with_its_verdict_is_of_no_interest() -> None:
-    assert unconcluded(told(admitted(), SUCCEEDED, 101), now=at(102)) == ()
+    assert to_follow(told(admitted(), SUCCEEDED, 101), now=at(102)) == ()
 
 
 def test_the_deadline_is_kubevirts_own_from_the_first_sight_of_the_start() -> None:
@@ -191,3 +191,66 @@ def test_the_virtual_machine_that_uses_the_volume_is_shown_and_taken_off_again()
     assert (record.status.vmi.namespace, record.status.vmi.name) == ("vms", "database")
     assert not used_by(record, vmi_view(vmi())).changed
     assert used_by(record, None).record.status.vmi is None
+
+
+BACK = vmi(
+    node="node-a",
+    migrationState=state(
+        "run-2",
+        sourceNode="node-b",
+        targetNode="node-a",
+        completed=True,
+        startTimestamp="2026-11-21T12:02:00Z",
+        endTimestamp="2026-11-21T12:02:20Z",
+    ),
+)
+"""The virtual machine after it went back, which no CSI call told of."""
+
+
+@pytest.mark.parametrize("over", [migration(phase="Succeeded"), None])
+def test_a_run_back_that_nobody_saw_is_put_into_the_history_when_the_operator_returns(over: dict[str, Any] | None) -> None:
+    closed = left(admitted(), "node-b", now=at(200))
+    record = after(closed, seen(BACK, over, missing=over is None), 300)
+    there, back = record.status.history
+    assert (there.result, there.reason) == (Result.SUCCEEDED, "MigrationPhase" if over else "Superseded")
+    assert (there.left_node, there.live_node, there.end_time, there.duration_seconds) == (None, "node-b", at(120), 120)
+    assert (back.result, back.origin, back.migration_uid) == (Result.SUCCEEDED, "Observed", "run-2")
+    assert (back.source_node, back.target_node, back.left_node, back.live_node) == ("node-b", "node-a", "node-b", "node-a")
+    assert (back.start_time, back.end_time, back.duration_seconds) == (at(120), at(200), 80)
+    assert kinds(record) == [
+        Announcement.STARTED,
+        Announcement.ENDED,
+        Announcement.SUCCEEDED,
+        Announcement.STARTED,
+        Announcement.SUCCEEDED,
+        Announcement.ENDED,
+    ]
+
+
+def test_a_run_back_that_nobody_saw_is_found_where_the_first_result_was_known_already() -> None:
+    closed = left(told(admitted(), SUCCEEDED, 101), "node-b", now=at(200))
+    record = after(closed, seen(BACK, migration(phase="Succeeded")), 300)
+    assert [(one.result, one.left_node, one.live_node) for one in record.status.history] == [
+        (Result.SUCCEEDED, None, "node-b"),
+        (Result.SUCCEEDED, "node-b", "node-a"),
+    ]
+    assert to_follow(record, now=at(301)) == ()
+
+
+def test_a_run_that_has_a_window_already_is_no_missed_one() -> None:
+    closed = left(told(admitted(), SUCCEEDED, 101), "node-b", now=at(200))
+    record = closed.with_status(migration=window(admitted("node-a", "node-b", "run-2")))
+    assert not follow(record, seen(BACK, migration(phase="Succeeded")), now=at(300), new_id="w").changed
+
+
+def test_a_failed_run_that_nobody_saw_after_a_failed_one_is_a_failure_too() -> None:
+    again = vmi(migrationState=state("run-2", completed=True, failed=True, endTimestamp="2026-11-21T12:02:20Z", failureReason="no"))
+    record = after(left(admitted(), "node-b", now=at(200)), seen(again, migration(phase="Failed")), 300)
+    assert [(one.result, one.left_node) for one in record.status.history] == [(Result.FAILED, None), (Result.FAILED, "node-b")]
+
+
+@pytest.mark.parametrize("other", [{"targetNode": "node-c"}, {"completed": False}, {"startTimestamp": "2026-11-21T12:09:00Z"}])
+def test_a_run_elsewhere_or_one_that_goes_on_is_no_missed_one(other: dict[str, Any]) -> None:
+    machine = vmi(migrationState=state("run-2", **{"completed": True, **other}))
+    record = after(left(admitted(), "node-a", now=at(200)), seen(machine, migration(phase="Succeeded")), 300)
+    assert [one.migration_uid for one in record.status.history] == [RUN]
