@@ -26,7 +26,7 @@ test-long *ARGS:
 
 # Measure something in one run, as ratios: bench publish.
 bench WHAT *ARGS:
-    @python -m tests.bench."$1" "${@:2}"
+    @what="$1"; shift; python -m tests.bench."$what" "$@"
 
 # Generate the CSI stubs anew from csi.proto.
 stubs:
