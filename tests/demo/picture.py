@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,35 +22,45 @@ PHASE_STYLES = {"Migrating": "yellow", "Overdue": "bold red", "Attached": "green
 WIDE = 130
 """Columns of a terminal that has room for the metrics beside the rest."""
 
+LONGEST = 150
+"""Characters of an Event's message that a drawn picture has room for; printed lines have the whole."""
+
 SHOWN_METRICS = (
     'rds_csi_migration_migrations_total{result="success"}',
     'rds_csi_migration_migrations_total{result="failed"}',
     'rds_csi_migration_migrations_total{result="timeout"}',
     "rds_csi_migration_active_migrations",
     "rds_csi_migration_overdue",
+    "rds_csi_migration_kubevirt_duration_seconds_count",
 )
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Everything that is shown, at one moment: records by claim name, Events by object name, metrics by sample."""
+    """Everything that is shown, at one moment: records by the name of their VM, Events in their order, metrics by sample."""
 
     records: Mapping[str, Object] = field(default_factory=dict)
     events: Sequence[Object] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def row(claim: str, record: Object) -> tuple[str, str, str, str, str]:
-    """Return one record as the demo prints it: claim, phase, nodes, window, last result."""
+COLUMNS = ("VM", "phase", "nodes", "migration", "VM runs on", "last result")
+
+
+def row(name: str, record: Object) -> tuple[str, str, str, str, str, str]:
+    """Return one record as the demo prints it, in ``COLUMNS``."""
     status = record.get("status", {})
-    window = status.get("migration")
-    running = ""
+    window, history = status.get("migration"), status.get("history") or []
+    running = last = ""
     if window:
-        running = f"{window['sourceNode']} → {window['targetNode']}"
-        running += f", {window['result']}" if window.get("result") else f", until {window.get('deadlineTime', '-')[11:19]}"
-    history = status.get("history") or []
-    last = f"{history[-1]['result']} ({history[-1]['reason']})" if history else ""
-    return claim, status.get("phase", "-"), status.get("nodes", "") or "-", running or "-", last or "-"
+        running = f"{window.get('migrationName', '')} {window['sourceNode']} → {window['targetNode']}".strip()
+        deadline = f", until {window['deadlineTime'][11:19]}" if window.get("deadlineTime") else ""
+        running += f", {window['result']}" if window.get("result") else deadline
+    if history:
+        last = f"{history[-1].get('result', 'awaited')} ({history[-1].get('reason', '-')})"
+    refused = "".join(f", {refusal['nodeName']} refused" for refusal in status.get("refusals") or [])
+    live = (window or (history[-1] if history else {})).get("liveNode", "")
+    return name, status.get("phase", "-"), (status.get("nodes", "") or "-") + refused, running or "-", live or "-", last or "-"
 
 
 class Picture:
@@ -86,15 +98,15 @@ class Picture:
         if self._live:
             self._live.update(self._draw())
             return
-        for claim, record in moment.records.items():
-            shown = row(claim, record)
-            if claim not in before.records or row(claim, before.records[claim]) != shown:
-                self._print("record", f"{shown[0]:<14} {shown[1]:<10} {shown[2]:<14} {shown[3]:<33} {shown[4]}")
+        for name, record in moment.records.items():
+            shown = row(name, record)
+            if name not in before.records or row(name, before.records[name]) != shown:
+                self._print("record", f"{shown[0]:<13} {shown[1]:<10} {shown[2]:<22} {shown[3]:<46} {shown[4]:<7} {shown[5]}")
         for event in moment.events:
             key = event["metadata"]["uid"]
             if key not in self._told:
                 self._told.add(key)
-                self._print("event ", f"{event['involvedObject']['name']:<14} {event['reason']:<18} {_short(event)}")
+                self._print("event ", f"{_about(event):<18} {event['reason']:<18} {_short(event)}")
         for name in SHOWN_METRICS:
             value = moment.metrics.get(name)
             if value is not None and value != before.metrics.get(name, 0.0):
@@ -108,17 +120,17 @@ class Picture:
 
     def _draw(self) -> Group:
         records = Table(title="kubectl get var", expand=True)
-        for heading in ("claim", "phase", "nodes", "window", "last result"):
+        for heading in COLUMNS:
             records.add_column(heading)
-        for claim, record in self._moment.records.items():
-            cells = row(claim, record)
+        for name, record in self._moment.records.items():
+            cells = row(name, record)
             records.add_row(cells[0], Text(cells[1], PHASE_STYLES.get(cells[1], "")), *cells[2:])
-        events = Table(title="Events on the claims", expand=True)
-        for heading in ("claim", "reason", "message"):
+        events = Table(title="Events on claims and VMs", expand=True)
+        for heading in ("about", "reason", "message"):
             events.add_column(heading)
         for event in self._moment.events[-8:]:
             style = "red" if event["type"] == "Warning" else ""
-            events.add_row(event["involvedObject"]["name"], Text(event["reason"], style), _short(event))
+            events.add_row(_about(event), Text(event["reason"], style), textwrap.shorten(_short(event), LONGEST, placeholder=" …"))
         metrics = Table(title="/metrics of the operator")
         metrics.add_column("sample")
         metrics.add_column("value", justify="right")
@@ -135,6 +147,13 @@ class Picture:
         return Group(headline, side_by_side)
 
 
+def _about(event: Object) -> str:
+    """Return the VM, or its claim, that an Event is about."""
+    about = event["involvedObject"]
+    return f"{about['name']} (VM)" if about["kind"] == "VirtualMachineInstance" else str(about["name"])
+
+
 def _short(event: Object) -> str:
-    """Return an Event's message without the volume, which the claim stands for."""
-    return str(event["message"]).split("]: ", 1)[-1].removeprefix("KubeVirt live migration ")
+    """Return an Event's message without volume, VM and migration, which stand elsewhere on the line or in the table."""
+    text = re.sub(r", migration: \S+, VM: [^;]+", "", str(event["message"]))
+    return text.split("]: ", 1)[-1].removeprefix("KubeVirt live migration ")
