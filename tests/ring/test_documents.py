@@ -127,6 +127,6 @@ def test_kubectl_takes_every_command_of_the_guide(known: dict[str, str], install
         # What would take the objects away is only asked for.
         rehearsed = ["--dry-run=server"] if {"apply", "delete"} & set(words) else []
         done = subprocess.run([*kubectl, *words, *rehearsed], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-        if done.returncode and done.stdout.strip() not in {"yes", "no"}:
+        if done.returncode:
             wrong.append(f"{command}: {done.stdout} {done.stderr}")
     assert not wrong, "\n".join(wrong)

@@ -11,8 +11,10 @@ from rds_operator.events import EventReason
 from rds_records import messages
 from rds_records.kubevirt_evidence import Rule
 from rds_records.kubevirt_objects import vmi_view
-from rds_records.kubevirt_runs import limit
+from rds_records.kubevirt_runs import LETTING_GO, limit
 from rds_records.record import Announcement, ObjectReference, Origin, Phase, Result, Window
+from rds_records.window_warnings import LEAVING_OVERDUE, LONG_RUN, SLOW_START
+from rds_records.windows import PENDING_LIMIT
 from tests.documents import ROOT
 from tests.unit.records.kubevirt import RUN, state, vmi
 from tests.unit.records.volumes import START
@@ -83,6 +85,22 @@ def test_every_state_that_a_record_can_show_is_named(name: str) -> None:
 @pytest.mark.parametrize("reason", [reason for reason in EventReason if reason.type == "Warning"])
 def test_every_warning_event_is_named(reason: EventReason) -> None:
     assert f"`{reason}`" in GUIDE
+
+
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        (LETTING_GO, "Here 120 seconds are added"),
+        (SLOW_START, "after 20 minutes an Event `MigrationSlowStart`"),
+        (LONG_RUN, "after 2 hours an Event `MigrationLongRun`"),
+        (PENDING_LIMIT, "after 10 minutes without an answer it goes by who left"),
+        (LEAVING_OVERDUE, "10 minutes later the node on which the VM does **not** run still has the disk"),
+    ],
+)
+def test_the_guide_knows_the_limits(limit: timedelta, sentence: str) -> None:
+    number, unit = re.findall(r"(\d+) (seconds|minutes|hours)", sentence)[0]
+    assert limit == timedelta(**{unit: int(number)})
+    assert sentence in " ".join(GUIDE.split())
 
 
 @pytest.mark.requirement("R11")
