@@ -99,12 +99,15 @@ def leaving_overdue(handle: str, window: Window, elapsed: timedelta, detail: str
     return (
         f"[{handle}]: KubeVirt live migration is over and node {node} has not left - {_roles(window)}, result: {window.result}, "
         f"elapsed: {go_duration(int(elapsed.total_seconds()))}{_run(window)}{where}; no further node is admitted until it has "
-        f"left; {_live(window)}; {release(window)}; {out_of_service(node)}"
+        f"left; {_live(window)}; {release(window)}; {out_of_service(window)}"
     )
 
 
-def out_of_service(node: str | None) -> str:
-    """Return what frees volumes of a node that is down, on which no VM runs that anybody wants."""
+def out_of_service(window: Window) -> str:
+    """Return what frees the volumes of the node that should leave where it is down, or that the VM may be running there."""
+    node = leaving_node(window)
+    if window.live_node in {None, node}:
+        return f"where node {node} is down, it may be powered off only once it is certain that the VM does not run there"
     return (
         f"if node {node} is down, power it off for certain and then `kubectl taint nodes {node} "
         "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute`"
@@ -134,7 +137,7 @@ def leaving_blocked(handle: str, window: Window, node_state: str) -> str:
     node = leaving_node(window)
     return (
         f"[{handle}]: KubeVirt live migration is over and {node_state} - {_roles(window)}, result: {window.result}{_run(window)}; "
-        f"no further node is admitted until {node} has left; {_live(window)}; {out_of_service(node)}"
+        f"no further node is admitted until {node} has left; {_live(window)}; {out_of_service(window)}"
     )
 
 

@@ -62,7 +62,7 @@ def name_unready(record: Record, refused: Refused, found: Mapping[str, NodeHealt
     for holder in (held.node_name for held in record.status.attachments):
         health = found.get(holder)
         if health and not health.ready:
-            out = f"; {messages.out_of_service(holder)}" if holder == leaving and not health.gone else ""
+            out = f"; {messages.out_of_service(window)}" if window and holder == leaving and not health.gone else ""
             texts.append(f"{health.describe()}{out}")
         elif health is None and holder == leaving and known and known.status == "False":
             texts.append(known.message)

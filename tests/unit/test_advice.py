@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from rds_records import messages
-from rds_records.record import ObjectReference, Origin, Result, Window
+from rds_records.record import Announcement, ObjectReference, Origin, Result, Window
 from tests.documents import DOCUMENTS, ROOT
 from tests.unit.records.volumes import START
 
@@ -101,7 +101,11 @@ def said(window: Window) -> list[str]:
         messages.slow_start("v", window, HOUR, ""),
         messages.long_run("v", window, HOUR),
         messages.leaving_overdue("v", window, HOUR, ""),
+        messages.leaving_blocked("v", window, "node is down"),
+        messages.foreign_pods("v", window, ["debug"]),
         messages.release(window),
+        messages.way_out(window),
+        *(messages.warning(window, kind) for kind in Announcement),
         messages.verdict("v", window),
     ]
     for gone in ((), ("node-a",), ("node-b",), ("node-a", "node-b")):
@@ -183,6 +187,13 @@ def test_no_message_gives_the_taint_without_the_power_switch() -> None:
     texts = [text for window in windows() for text in said(window) if "out-of-service" in text]
     assert texts
     assert [text for text in texts if "power it off for certain" not in text.split("out-of-service")[0]] == []
+
+
+@pytest.mark.parametrize("live", ["node-a", "node-b"])
+def test_no_message_gives_the_taint_for_the_live_node(live: str) -> None:
+    texts = [text for window in windows() if window.live_node == live for text in said(window)]
+    assert any("taint nodes" in text for text in texts)
+    assert [text for text in texts if f"taint nodes {live}" in text] == []
 
 
 def test_no_message_of_a_window_costs_data() -> None:

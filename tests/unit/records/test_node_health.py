@@ -23,10 +23,10 @@ def holders(status: str = "True", reason: str = "KubeletReady") -> dict[str, Nod
     return {name: node(name, status, reason) for name in ("node-a", "node-b")}
 
 
-def ended(result: Result) -> Record:
-    """Return a record whose migration from node-a to node-b has this result, and both nodes."""
+def ended(result: Result, live: str | None = "node-b") -> Record:
+    """Return a record whose migration from node-a to node-b has this result, and both nodes; the VM runs on ``live``."""
     record = attached(fresh(), "node-a", "node-b")
-    return record.with_status(migration=window(record).replace(result=result, result_time=at(60)))
+    return record.with_status(migration=window(record).replace(result=result, result_time=at(60), live_node=live))
 
 
 def third(record: Record) -> Refused:
@@ -60,6 +60,15 @@ def test_only_of_the_node_that_should_leave_it_is_said_how_it_is_taken_out_of_se
     assert "taint nodes node-b" not in message
     running = attached(fresh(), "node-a", "node-b")
     assert "taint" not in name_unready(running, third(running), down).message
+
+
+@pytest.mark.requirement("R11")
+@pytest.mark.parametrize("live", ["node-a", None])
+def test_a_node_on_which_the_vm_may_run_is_never_to_be_taken_out_of_service(live: str | None) -> None:
+    record = ended(Result.SUCCEEDED, live)
+    message = name_unready(record, third(record), holders("Unknown", "NodeStatusUnknown")).message
+    assert "kubectl taint" not in message
+    assert "only once it is certain that the VM does not run there" in message
 
 
 def test_where_a_node_could_not_be_read_what_the_operator_saw_of_it_counts() -> None:
