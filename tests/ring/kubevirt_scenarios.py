@@ -6,8 +6,9 @@ while the operator is down; where there is a second yield, what comes after that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tests.ring.api import Object
 from tests.ring.cluster import Cluster
@@ -35,9 +36,9 @@ class Scene:
     def handle(self) -> str:
         return self.vm.disks[0].handle
 
-    def migrate(self, to: str, **arguments: object) -> Run:
+    def migrate(self, to: str, *, configuration: Mapping[str, Any] | None = None) -> Run:
         """Begin a migration to node ``a``, ``b`` or ``c``."""
-        return self.kubevirt.migrate(self.vm, to=self.nodes["abc".index(to)], **arguments)  # type: ignore[arg-type]
+        return self.kubevirt.migrate(self.vm, to=self.nodes["abc".index(to)], configuration=configuration)
 
     def letter(self, node: str | None) -> str:
         """Return which of the three nodes that is, or nothing."""
@@ -295,7 +296,10 @@ SCENARIOS: dict[str, Scenario] = {
     "leaves-late": Scenario(leaves_long_after_it_completed, SUCCESS),
     "post-copy": Scenario(goes_over_to_post_copy, SUCCESS),
     "hotplug": Scenario(completes, SUCCESS, hotplug=True),
-    **{f"cancelled-{step.replace(' ', '-')}": Scenario(is_cancelled_at(step), NOTHING) for step in ("Pending", "target pod")},
+    **{
+        f"cancelled-{step.replace(' ', '-')}": Scenario(is_cancelled_at(step), NOTHING)
+        for step in ("created", "Pending", "target pod", "Scheduling")
+    },
     **{f"cancelled-{step}": Scenario(is_cancelled_at(step), CANCELLED) for step in ("attached", "Scheduled")},
     **{f"aborted-{step}": Scenario(is_cancelled_at(step), ABORTED) for step in ("PreparingTarget", "TargetReady", "Running")},
     **{f"failed-{step}": Scenario(fails_at(step), NOTHING) for step in ("Pending", "Scheduling")},
