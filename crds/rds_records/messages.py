@@ -88,7 +88,8 @@ def long_run(handle: str, window: Window, elapsed: timedelta) -> str:
     """Return the warning that a migration without a limit goes on for long."""
     return (
         f"[{handle}]: KubeVirt live migration goes on and KubeVirt sets no limit - {_roles(window)}, "
-        f"elapsed: {go_duration(int(elapsed.total_seconds()))}{_run(window)}; {_live(window)}; {_cancel(window)}"
+        f"elapsed: {go_duration(int(elapsed.total_seconds()))}{_run(window)}; {_live(window)}; in post-copy there is no way "
+        f"back, wait; else {_cancel(window)}"
     )
 
 

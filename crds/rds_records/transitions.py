@@ -187,7 +187,7 @@ def _refuse_without_migration(record: Record, node: str, evidence: Evidence | No
             return Refused(Code.UNAVAILABLE, Reason.NO_EVIDENCE, text)
         case EvidenceUnavailable(text=trouble):
             text = f"{no} now: whether KubeVirt migrates a VM from {holder} to {node} could not be found out: {trouble}; {again}"
-            return Refused(Code.UNAVAILABLE, Reason.NO_EVIDENCE, text, _vmi_of(evidence))
+            return Refused(Code.UNAVAILABLE, Reason.NO_EVIDENCE, text, _vmi_of(evidence) or record.status.vmi)
         case NotExplained(rule=Rule.NO_KUBEVIRT, text=why):
             # Nothing will ever explain it here, so the other policy is named; nowhere else, because it lets any pod in.
             any_two = (
@@ -199,7 +199,7 @@ def _refuse_without_migration(record: Record, node: str, evidence: Evidence | No
         case NotExplained(rule=rule, text=why):
             works = f"works once a live migration explains it or {holder} left"
             text = f"{no}: dualAttachPolicy KubeVirt, {rule}: {why}; {again} and {works}"
-            return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text, _vmi_of(evidence))
+            return Refused(Code.FAILED_PRECONDITION, Reason.NO_MIGRATION, text, _vmi_of(evidence) or record.status.vmi)
 
 
 def _vmi_of(evidence: NotExplained | EvidenceUnavailable) -> ObjectReference | None:

@@ -13,20 +13,20 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 from rds_operator.kubevirt import ClaimKey, KubeVirt, VmiKey
 from rds_operator.memory import Change
-from rds_operator.reflector import WatchApi
+from rds_operator.reflector import Access, WatchApi
 from rds_records import messages
 from rds_records.clock import ServerClock
 from rds_records.decisions import Decided
-from rds_records.kubernetes_api import ApiError, ObjectNotFound
+from rds_records.kubernetes_api import ApiError, ObjectNotFound, RequestRefused
 from rds_records.kubevirt_evidence import LiveMigration, foreign_pods
 from rds_records.kubevirt_hangs import where_it_hangs
 from rds_records.kubevirt_objects import GROUP_VERSION, Migration, Pod, Vmi, migration_view, pod_view, vmi_view
 from rds_records.kubevirt_runs import next_run, verdict
-from rds_records.kubevirt_sights import RunSight, Sight, follow, used_by
+from rds_records.kubevirt_sights import RunSight, Sight, Trouble, follow, used_by
 from rds_records.node_health import NodeHealth, node_health
 from rds_records.record import DualAttachPolicy, Record, Window
 from rds_records.store import Api, Contended, RecordStore
@@ -40,6 +40,8 @@ LOOK_SECONDS: Final = 10.0
 
 POD_LOOK_SECONDS: Final = 30.0
 """How often the pods on both nodes of an open window are looked at."""
+
+Read = TypeVar("Read")
 
 PARALLEL_LOOKS: Final = 24
 RETRY_SECONDS: Final = 1.0
@@ -184,23 +186,28 @@ class MigrationFollower:
         await self._store.change(record, decide)
 
     async def _sight(self, record: Record) -> Sight:
-        window = record.status.migration
+        window, wanted = record.status.migration, to_follow(record, now=self._clock.now())
+        allowed = _Allowed()
         runs: dict[str, RunSight] = {}
         if self.kubevirt.known:
             if window and window.vmi and window.migration_uid:
                 # Where the virtual machine runs is of interest until a node has left.
                 runs[window.migration_uid] = RunSight(self._vmi_of(record, window), None, migration_gone=False)
-            for one in to_follow(record, now=self._clock.now()):
-                runs[one.migration_uid or ""] = await self._run(one)
-        pods = await self._pods(record, window) if window else None
+            for one in wanted:
+                if seen := await allowed(self._run(one)):
+                    runs[one.migration_uid or ""] = seen
+        pods = await allowed(self._pods(record, window)) if window else None
+        leaving = await allowed(self._leaving(window))
+        hangs = await allowed(self._hangs(window, runs)) or ""
+        trouble = (self.kubevirt.trouble if wanted else None) or allowed.trouble
         return Sight(
             runs=runs,
             next_run=self._next_run(record, window, pods),
-            leaving=await self._leaving(window),
+            leaving=leaving,
             foreign_pods=self._foreign(record, window, pods),
-            hangs=await self._hangs(window, runs),
-            trouble=self.kubevirt.trouble if to_follow(record, now=self._clock.now()) else None,
-            readable=self.kubevirt.known,
+            hangs=hangs,
+            trouble=trouble,
+            readable=self.kubevirt.known and trouble is None,
         )
 
     async def _run(self, window: Window) -> RunSight:
@@ -288,6 +295,28 @@ class MigrationFollower:
         pods = f"/api/v1/namespaces/{window.vmi.namespace}/pods"
         found, _ = await self._api.list(pods, {"fieldSelector": f"metadata.name={window.target_pod}"})
         return where_it_hangs(window, seen.migration, found[0] if found else None)
+
+
+class _Allowed:
+    """Awaits reads; one that the API server does not allow gives None, and is remembered: it must not hide what others say."""
+
+    def __init__(self) -> None:
+        self._refused: RequestRefused | None = None
+
+    async def __call__(self, read: Awaitable[Read]) -> Read | None:
+        try:
+            return await read
+        except RequestRefused as error:
+            self._refused = error
+            return None
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """What was not allowed, if anything was."""
+        if self._refused is None:
+            return None
+        text = f"the operator may not read what tells of the migration: {self._refused}"
+        return Trouble(Access.FORBIDDEN.value, f"{text}; grant it to its ServiceAccount (ClusterRole rds-operator)")
 
 
 def _windows(record: Record) -> tuple[Window, ...]:

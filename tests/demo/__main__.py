@@ -195,18 +195,21 @@ class Demo:
         )
         self.stranger = self.cluster.launcher_pod(disk.name, self.elsewhere, stem="backup")
         self.attach_error = self.cluster.wait_attach_error(disk.handle, self.elsewhere, "NoTargetPod")
-        self.picture.say("refused: the reason is on the VolumeAttachment and the pod, in the record and on the claim")
+        self.picture.say("refused: the reason is on the VolumeAttachment and the pod, in the record, on the claim and on the VM")
         self.watch_until("the refusal is told", lambda seen: all(self._reasons_of_the_refusal(seen).values()))
 
     def _reasons_of_the_refusal(self, seen: Moment) -> dict[str, str]:
         """Return what is said of the refused pod, by where it is said."""
-        claim = (event for event in seen.events if event["reason"] == "AttachmentConflict")
+        told = {
+            event["involvedObject"]["kind"]: event["message"] for event in seen.events if event["reason"] == "AttachmentConflict"
+        }
         pod = iter(self.cluster.events(self.stranger, reason="FailedAttachVolume", kind="Pod"))
         refused = _status(seen, self.cancelled).get("refusals") or []
         return {
             "on the VolumeAttachment": self.attach_error,
             "in the record": refused[-1]["message"] if refused else "",
-            "on the claim": next(claim, {}).get("message", ""),
+            "on the claim": told.get("PersistentVolumeClaim", ""),
+            "on the VM": told.get("VirtualMachineInstance", ""),
             "on the pod": next(pod, {}).get("message", ""),
         }
 

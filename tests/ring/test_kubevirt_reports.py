@@ -122,10 +122,15 @@ def test_kubevirts_own_duration_is_a_metric_of_its_own(operator: Operator, kubev
 @pytest.mark.requirement("R7")
 def test_a_second_node_without_a_migration_is_refused_and_counts_nothing(operator: Operator, kubevirt: KubeVirt) -> None:
     pair = Pair(kubevirt)
+    pair.cluster.wait_record(pair.handle, "names its virtual machine", lambda status: "vmi" in status)
     before = operator.scrape()
     pair.cluster.launcher_pod(pair.claims[0], pair.b)
     pair.cluster.wait_attach_error(pair.handle, pair.b, "NoTargetPod")
     pair.cluster.wait_event(pair.claims[0], "AttachmentConflict")
+    eventually(
+        "the virtual machine whose disk it is is told",
+        lambda: pair.cluster.events(pair.vm.name, kind="VirtualMachineInstance", reason="AttachmentConflict"),
+    )
     assert pair.status()["phase"] == "Attached"
     after = operator.scrape()
     for result in ("success", "failed", "timeout"):

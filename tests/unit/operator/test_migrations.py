@@ -35,11 +35,17 @@ class Watched(Client):
         self.lists: dict[str, list[dict[str, Any]] | Exception] = {VMIS: [], MIGRATIONS: []}
         self.told: dict[str, asyncio.Queue[dict[str, Any]]] = {VMIS: asyncio.Queue(), MIGRATIONS: asyncio.Queue()}
         self.reads: list[str] = []
+        self.forbidden = ""
         self.selectors: list[str] = []
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
         self.reads.append(path)
+        self._check(path)
         return await super().get(path, params)
+
+    def _check(self, path: str) -> None:
+        if self.forbidden and self.forbidden in path:
+            raise RequestRefused(f"{path}: 403 forbidden", 403)
 
     async def list(self, path: str, params: Mapping[str, str] | None = None) -> tuple[list[dict[str, Any]], str]:
         if path in self.lists:
@@ -48,6 +54,7 @@ class Watched(Client):
                 raise found
             return found, "1"
         self.reads.append(path)
+        self._check(path)
         items, version = await super().list(path, params)
         field, _, value = (params or {}).get("fieldSelector", "").partition("=")
         self.selectors.append(f"{field}={value}")
@@ -245,6 +252,25 @@ async def test_a_missing_right_is_a_condition_and_decides_nothing(world: World) 
     assert (found.status, found.reason) == ("False", "Forbidden")
     assert "virtualmachineinstances" in found.message
     assert [window.result for window in world.now().status.history] == [None]
+
+
+@pytest.mark.parametrize("hidden", ["pods", "nodes"])
+async def test_a_right_that_is_missing_beside_the_verdict_hides_no_verdict(world: World, hidden: str) -> None:
+    world.client.lists = {VMIS: [vmi(node="node-b", migrationState=state(**COMPLETED))], MIGRATIONS: [migration()]}
+    world.client.forbidden = f"/{hidden}"
+    world.put(admitted())
+    await world.start()
+    window, found = world.now().status.migration, world.now().status.condition("VerdictReadable")
+    assert window
+    assert window.result is Result.SUCCEEDED
+    if hidden == "nodes":
+        # Whether the node that should leave is ready is asked once the result is known.
+        world.follower._look_at_all()
+        await world.settle()
+        found = world.now().status.condition("VerdictReadable")
+    assert found
+    assert (found.status, found.reason) == ("False", "Forbidden")
+    assert hidden in found.message
 
 
 async def test_another_run_between_the_two_nodes_is_followed(world: World) -> None:
