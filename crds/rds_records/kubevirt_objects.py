@@ -131,6 +131,8 @@ class Migration:
     phase: str
     deleting: bool
     decentralized: bool
+    state: MigrationState | None = None
+    """Its copy of the run's state, written after it is over; before that it names the source's pod at most."""
 
     @property
     def live(self) -> bool:
@@ -241,15 +243,17 @@ def migration_state_view(raw: Object) -> MigrationState:
 
 def migration_view(raw: Object) -> Migration:
     """Return the view of a VirtualMachineInstanceMigration."""
-    metadata, spec = raw["metadata"], raw.get("spec") or {}
+    metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    state = status.get("migrationState")
     return Migration(
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         vmi_name=spec.get("vmiName") or "",
-        phase=(raw.get("status") or {}).get("phase") or "",
+        phase=status.get("phase") or "",
         deleting="deletionTimestamp" in metadata,
         decentralized=bool(spec.get("sendTo") or spec.get("receive")),
+        state=migration_state_view(state) if state else None,
     )
 
 

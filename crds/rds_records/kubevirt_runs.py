@@ -31,7 +31,8 @@ class VerdictGround(StrEnum):
     """Where a verdict was read."""
 
     MIGRATION_STATE = "MigrationState"
-    """``migrationState`` of the VirtualMachineInstance, with the uid of the run."""
+    """``migrationState`` with the uid of the run: of the VirtualMachineInstance, or, where that speaks of a later run, the copy of
+    the VirtualMachineInstanceMigration."""
 
     MIGRATION_PHASE = "MigrationPhase"
     """``phase`` of the VirtualMachineInstanceMigration; all there is of a run that failed before hand-off."""
@@ -65,18 +66,20 @@ def verdict(
     if uid is None:
         return None
     vmi = vmi if vmi and _same_vm(window, vmi) else None
-    state = run_state(vmi, window)
+    own = migration if migration and migration.uid == uid else None
+    copy = own.state if own and own.state and own.state.migration_uid == uid else None
+    states = [found for found in (run_state(vmi, window), copy) if found]
+    state = next(filter(_over, states), states[0] if states else None)
     live = (vmi.node or None) if vmi else None
     start, end = (state.start, state.end) if state else (None, None)
 
     def says(result: Result, ground: VerdictGround, reason: str = "") -> Verdict:
         return Verdict(uid, result, ground.value, reason, live, start, end)
 
-    if state and (state.completed or (state.end and state.failed)):
+    if state and _over(state):
         if state.failed or state.abort_succeeded:
             return says(Result.FAILED, VerdictGround.MIGRATION_STATE, state.failure_reason or "aborted")
         return says(Result.SUCCEEDED, VerdictGround.MIGRATION_STATE)
-    own = migration if migration and migration.uid == uid else None
     if own and own.phase == "Succeeded":
         return says(Result.SUCCEEDED, VerdictGround.MIGRATION_PHASE)
     if own and own.phase == "Failed":
@@ -90,6 +93,10 @@ def verdict(
     if left == window.target_node or isinstance(window, ClosedWindow):
         return says(Result.FAILED, VerdictGround.MIGRATION_GONE, "cancelled")
     return None
+
+
+def _over(state: MigrationState) -> bool:
+    return state.completed or (state.failed and state.end is not None)
 
 
 def run_state(vmi: Vmi | None, window: Window) -> MigrationState | None:

@@ -113,6 +113,33 @@ def test_the_phase_of_the_migration_is_a_verdict(phase: str, result: Result) -> 
     assert says(None, run(phase)) == Verdict(RUN, result, said.ground, said.reason)
 
 
+def final(uid: str = RUN, phase: str = "Succeeded", **fields: Any) -> Migration:
+    body = migration(uid, phase=phase)
+    body["status"]["migrationState"] = {**state(uid, startTimestamp=STARTED, endTimestamp=ENDED, completed=True), **fields}
+    return migration_view(body)
+
+
+def test_where_the_vm_speaks_of_a_later_run_the_migrations_own_copy_tells() -> None:
+    said = says(vm("node-a", "run-2"), final(failed=True, failureReason="qemu went away"))
+    assert said is not None
+    assert (said.result, said.ground, said.reason) == (Result.FAILED, VerdictGround.MIGRATION_STATE, "qemu went away")
+    assert (said.start, said.end, said.live_node) == (at(60), at(100), "node-a")
+
+
+def test_a_copy_that_is_over_wins_over_a_vm_that_was_read_earlier() -> None:
+    said = says(vm("node-b", startTimestamp=STARTED), final())
+    assert said is not None
+    assert (said.result, said.ground, said.end) == (Result.SUCCEEDED, VerdictGround.MIGRATION_STATE, at(100))
+
+
+def test_the_first_write_of_succeeded_has_no_copy_yet() -> None:
+    body = migration(phase="Succeeded")
+    body["status"]["migrationState"] = {"sourcePod": "virt-launcher-database-aaaaa"}
+    said = says(vm("node-a", "run-2"), migration_view(body))
+    assert said is not None
+    assert (said.result, said.ground, said.start) == (Result.SUCCEEDED, VerdictGround.MIGRATION_PHASE, None)
+
+
 @pytest.mark.parametrize("phase", ["", "Pending", "TargetReady", "Running", "Synchronizing"])
 def test_no_other_phase_is(phase: str) -> None:
     assert says(vmi_view(vmi()), run(phase)) is None
