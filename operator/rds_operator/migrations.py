@@ -44,7 +44,8 @@ POD_LOOK_SECONDS: Final = 30.0
 Read = TypeVar("Read")
 
 PARALLEL_LOOKS: Final = 24
-RETRY_SECONDS: Final = 1.0
+FIRST_RETRY_SECONDS: Final = 0.5
+LONGEST_RETRY_SECONDS: Final = 15.0
 
 
 class MigrationFollower:
@@ -148,6 +149,7 @@ class MigrationFollower:
             self._looks[uid] = asyncio.create_task(self._work(uid), name=f"follow {uid}")
 
     async def _work(self, uid: str) -> None:
+        pause = FIRST_RETRY_SECONDS
         try:
             while uid in self._again:
                 self._again.discard(uid)
@@ -157,11 +159,13 @@ class MigrationFollower:
                 try:
                     async with self._slots:
                         await self.look(record)
+                    pause = FIRST_RETRY_SECONDS
                 except ObjectNotFound:
                     return
                 except (ApiError, Contended) as error:
-                    logger.warning("%s: KubeVirt is asked again in %g s: %s", record.metadata.name, RETRY_SECONDS, error)
-                    await self._sleep(RETRY_SECONDS)
+                    logger.warning("%s: KubeVirt is asked again in %g s: %s", record.metadata.name, pause, error)
+                    await self._sleep(pause)
+                    pause = min(LONGEST_RETRY_SECONDS, pause * 2)
                     self._again.add(uid)
         except Exception:
             logger.exception("following one record ended; it is taken up again at the next change")
