@@ -24,7 +24,7 @@ test *ARGS: check binaries
 test-long *ARGS:
     pytest -m long --timeout 1800 "$@"
 
-# Measure something in one run, as ratios: bench publish.
+# Measure something in one run: bench publish (as ratios), bench deadlines.
 bench WHAT *ARGS:
     @what="$1"; shift; python -m tests.bench."$what" "$@"
 

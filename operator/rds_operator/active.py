@@ -20,9 +20,6 @@ RESYNC_SECONDS: Final = 300.0
 
 LIST_RETRY_SECONDS: Final = 2.0
 
-PARALLEL_DEADLINES: Final = 128
-"""Deadlines that are written at once, where many pass together."""
-
 
 class Observer(Protocol):
     """Who wants to hear of every change of a record, and now and then of a record that did not change."""
@@ -50,7 +47,7 @@ class ActiveOperator:
         self._deadlines = deadlines
         self._observers = observers
         self._sleep = sleep
-        self._writes = asyncio.Semaphore(PARALLEL_DEADLINES)
+        self._overwritten: dict[str, str] = {}
 
     def record_changed(self, body: Mapping[str, Any], *, deleted: bool) -> None:
         """Take in one watch event."""
@@ -58,6 +55,8 @@ class ActiveOperator:
             self._take_in(change)
 
     def _take_in(self, change: Change) -> None:
+        if seen := change.after or change.before:
+            self._overwritten.pop(seen.metadata.uid or "", None)
         if change.after:
             self._ages.observe(change.after)
         elif change.before:
@@ -82,8 +81,12 @@ class ActiveOperator:
             checks = {uid: task for uid, task in checks.items() if not task.done()}
 
     def due(self) -> set[str]:
-        """Return the records whose deadline passes before the next look, or is not up to date."""
-        return {record.metadata.uid or "" for record in self._memory.records() if self._deadlines.due(record)}
+        """Return the records whose deadline passes before the next look, or is not up to date.
+
+        Not those that this life has just written: until the watch tells of that, a second write could only fail.
+        """
+        due = [record.metadata for record in self._memory.records() if self._deadlines.due(record)]
+        return {one.uid or "" for one in due if self._overwritten.get(one.uid or "") != (one.resource_version or "")}
 
     async def check_deadline(self, uid: str) -> None:
         """Enforce the deadline of one record's window, in the last second before it by waiting for it.
@@ -98,12 +101,14 @@ class ActiveOperator:
             await self._sleep(left.total_seconds())
             record = self._memory.get(uid) or record
         try:
-            async with self._writes:
-                await self._deadlines.check(record)
+            newest = await self._deadlines.check(record)
         except ObjectNotFound:
             return
         except (ApiError, Contended) as error:
             logger.warning("%s: its deadline is checked again in %g s: %s", record.metadata.name, CHECK_SECONDS, error)
+        else:
+            if newest.metadata.resource_version != record.metadata.resource_version and self._memory.get(uid) is record:
+                self._overwritten[uid] = record.metadata.resource_version or ""
 
     async def load(self) -> None:
         """List all records into memory; returns when that succeeded (the CRD may be missing for a while)."""

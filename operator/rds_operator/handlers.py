@@ -17,11 +17,25 @@ from rds_records.names import API_GROUP, API_VERSION, PLURAL
 NETWORK_TIMEOUT_SECONDS: Final = 30.0
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Nothing here asks what changed on an object; kopf would copy every object that the watch brings in order to know."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
 def settings() -> kopf.OperatorSettings:
     """Return kopf's settings."""
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.scanning.disabled = True
+    chosen.persistence.diffbase_storage = _NoDiffs()
     chosen.networking.request_timeout = NETWORK_TIMEOUT_SECONDS
     # A watch that ends now and then is started anew by kopf; one that falls silent is given up after 70 s (kopf's default).
     chosen.watching.server_timeout = 300  # seconds, a whole number for the API server

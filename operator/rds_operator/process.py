@@ -83,6 +83,7 @@ class Operator:
             timing=settings.timing,
         )
         store = RecordStore(self.api)
+        deadlines = Deadlines(store, WindowAges(clock), clock)
         self.reporter = Reporter(
             store,
             Claims(self.api, driver=settings.driver_name),
@@ -90,12 +91,13 @@ class Operator:
             self.metrics,
             clock,
             life=self.life,
+            after=deadlines.first,
         )
         self.migrations = MigrationFollower(self.api, self.api, store, clock, self.memory.get)
         self.active = ActiveOperator(
             self.api,
             self.memory,
-            Deadlines(store, WindowAges(clock), clock),
+            deadlines,
             (self.reporter, self.migrations, WaitingNodes(self.api, clock, driver=settings.driver_name)),
         )
 

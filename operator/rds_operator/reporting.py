@@ -152,8 +152,15 @@ class _Volume:
     """The attachments for which the claim was looked up last."""
 
 
+async def _at_once() -> None:
+    """Wait for nothing."""
+
+
 class Reporter:
-    """Reports what watch events bring up; trouble with one volume holds up no other."""
+    """Reports what watch events bring up; trouble with one volume holds up no other.
+
+    ``after`` is awaited before each report: deadlines are written first.
+    """
 
     def __init__(
         self,
@@ -165,6 +172,7 @@ class Reporter:
         *,
         life: str,
         parallel: int = 24,
+        after: Callable[[], Awaitable[None]] = _at_once,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._store = store
@@ -175,6 +183,7 @@ class Reporter:
         self._life = life
         self._slots = asyncio.Semaphore(parallel)
         self._note_slots = asyncio.Semaphore(max(1, parallel // 4))
+        self._after = after
         self._sleep = sleep
         self._volumes: dict[str, _Volume] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -230,6 +239,7 @@ class Reporter:
                     return
                 try:
                     async with self._slots:
+                        await self._after()
                         await self._report(volume, current)
                     backoff = FIRST_BACKOFF
                 except ObjectNotFound:

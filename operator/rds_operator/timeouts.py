@@ -7,9 +7,10 @@ disagree, or a clock that jumps, can make a deadline late, and never early.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -21,6 +22,9 @@ from rds_records.windows import expire, time_limit, timeout_of
 
 CHECK_SECONDS: Final = 1.0
 """How often a window is looked at; in the last second before its deadline the check waits for it exactly."""
+
+PARALLEL_DEADLINES: Final = 32
+"""Deadlines that are written at once, where many pass together; with more, connections cost more than they bring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ class Deadlines:
     store: RecordStore
     ages: WindowAges
     clock: ServerClock
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL_DEADLINES))
 
     def due(self, record: Record) -> bool:
         """Tell whether a check has something to write, now or before the next look: a deadline, or an edited timeout."""
@@ -116,8 +121,14 @@ class Deadlines:
         Raises what ``RecordStore.change`` raises. A crash before the write leaves everything to the next check, by whichever
         replica; after the write the window has its result, and a second check finds nothing to do.
         """
-        decided = await self.store.change(record, self._decide)
+        async with self.slots:
+            decided = await self.store.change(record, self._decide)
         return decided.record if isinstance(decided, Decided) else record
+
+    async def first(self) -> None:
+        """Let deadlines go first: return when each that waits to be written by now is being written."""
+        async with self.slots:
+            return
 
     def _decide(self, record: Record) -> Decided:
         expired = expire(record, now=self.clock.now(), elapsed=self.ages.age(record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from rds_operator.active import ActiveOperator
 from rds_operator.memory import RecordMemory
-from rds_operator.timeouts import CHECK_SECONDS, Deadlines, Sighting, WindowAges, first_sight, runs, time_left
+from rds_operator.timeouts import CHECK_SECONDS, PARALLEL_DEADLINES, Deadlines, Sighting, WindowAges, first_sight, runs, time_left
 from rds_records.clock import ServerClock
 from rds_records.record import Record, Result
 from rds_records.store import RecordStore
@@ -194,6 +195,45 @@ async def test_a_window_is_timed_out_once_and_both_nodes_stay() -> None:
     assert after.metadata.resource_version == body.metadata.resource_version
     assert [entry.kind for entry in after.status.outbox] == ["Started", "TimedOut"]
     assert after.status.nodes == "node-a,node-b"
+
+
+@pytest.mark.requirement("R1")
+async def test_a_deadline_that_was_written_is_not_written_again_while_the_watch_is_behind() -> None:
+    world = World()
+    server = ApiServer()
+    stored = store_record(server, opened(world.true - 100, migration_timeout_seconds=30))
+    world.ask_server()
+    active, memory = operator(world, server)
+    active.record_changed(stored.to_json(), deleted=False)
+    uid = stored.metadata.uid or ""
+    await active.check_deadline(uid)
+    behind = memory.get(uid)
+    assert behind
+    assert runs(behind)
+    assert active.due() == set()
+    active.record_changed(store_record(server, stored).to_json(), deleted=False)
+    assert active.due() == {uid}
+
+
+@pytest.mark.requirement("R1")
+async def test_deadlines_that_pass_together_go_before_what_is_to_be_reported() -> None:
+    world = World()
+    server = ApiServer()
+    world.ask_server()
+    active, _ = operator(world, server)
+    handles = [f"pvc-{number:03}" for number in range(3 * PARALLEL_DEADLINES)]
+    for handle in handles:
+        stored = store_record(server, migrating(handle, since=NOW - timedelta(seconds=100), migration_timeout_seconds=30))
+        active.record_changed(stored.to_json(), deleted=False)
+    assert len(active.due()) == len(handles)
+    async with asyncio.TaskGroup() as checks:
+        for uid in active.due():
+            checks.create_task(active.check_deadline(uid))
+        await asyncio.sleep(0)
+        assert server.writes == []
+        await active._deadlines.first()
+        assert len(server.writes) > len(handles) - PARALLEL_DEADLINES
+    assert not any(runs(read_record(server, handle)) for handle in handles)
 
 
 @pytest.mark.requirement("R10")
