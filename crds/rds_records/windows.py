@@ -335,8 +335,8 @@ def _decide_by_who_left(record: Record, status: Status, window: ClosedWindow, no
 def supersede(record: Record, run: LiveMigration, old: Verdict | None, *, now: datetime, new_id: str) -> Decided:
     """Follow KubeVirt to another run between the two attached nodes: end the open window and open the next, with the run's roles.
 
-    The old window ends by its verdict ``old``, else by where the VM runs. A window that was found rather than admitted, and names
-    no migration yet, becomes the window of the run where the roles are the same. ``new_id`` names the new window.
+    The old window ends by its verdict ``old``, else by where the VM was when the run began. A window that was found rather than
+    admitted, and names no migration yet, becomes the window of the run where the roles are the same. ``new_id`` names the new one.
     """
     window = record.status.migration
     nodes = {held.node_name for held in record.status.attachments}
@@ -349,7 +349,8 @@ def supersede(record: Record, run: LiveMigration, old: Verdict | None, *, now: d
         record = conclude(record, old, now=now).record
     status = record.status
     window = status.migration or window
-    live = run.vmi.node or None
+    # Not where the VM is now: this run may have moved it already.
+    live = run.source_node
     if window.result is None:
         result = Result.SUCCEEDED if live == window.target_node else Result.FAILED
         decided = window.replace(result=result, result_time=now, reason=Ground.SUPERSEDED.value, live_node=live)

@@ -192,21 +192,26 @@ class MigrationFollower:
     async def _sight(self, record: Record) -> Sight:
         window, wanted = record.status.migration, to_follow(record, now=self._clock.now())
         allowed = _Allowed()
+        # What the next run rests on comes first: whatever had to be over for it to begin is told by the time that it is read below.
+        pods = await allowed(self._pods(record, window)) if window else None
+        known = self.kubevirt.known
+        following = self._next_run(record, window, pods) if known else None
         runs: dict[str, RunSight] = {}
-        if self.kubevirt.known:
+        if known:
             if window and window.vmi and window.migration_uid:
                 # Where the virtual machine runs is of interest until a node has left.
                 runs[window.migration_uid] = RunSight(self._vmi_of(record, window), None, migration_gone=False)
             for one in wanted:
                 if seen := await allowed(self._run(one)):
                     runs[one.migration_uid or ""] = seen
-        pods = await allowed(self._pods(record, window)) if window else None
+                elif one is window:
+                    following = None
         leaving = await allowed(self._leaving(window))
         hangs = await allowed(self._hangs(window, runs)) or ""
         trouble = (self.kubevirt.trouble if wanted else None) or allowed.trouble
         return Sight(
             runs=runs,
-            next_run=self._next_run(record, window, pods),
+            next_run=following,
             leaving=leaving,
             foreign_pods=self._foreign(record, window, pods),
             hangs=hangs,

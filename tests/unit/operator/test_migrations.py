@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -37,6 +37,8 @@ class Watched(Client):
         self.reads: list[str] = []
         self.forbidden = ""
         self.selectors: list[str] = []
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        """What happens while pods are listed."""
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
         self.reads.append(path)
@@ -55,6 +57,8 @@ class Watched(Client):
             return found, "1"
         self.reads.append(path)
         self._check(path)
+        if self.meanwhile:
+            await self.meanwhile()
         items, version = await super().list(path, params)
         field, _, value = (params or {}).get("fieldSelector", "").partition("=")
         self.selectors.append(f"{field}={value}")
@@ -285,6 +289,54 @@ async def test_another_run_between_the_two_nodes_is_followed(world: World) -> No
     assert window
     assert (window.migration_uid, window.source_node, window.target_node) == ("run-2", "node-b", "node-a")
     assert [old.result for old in world.now().status.history] == [Result.SUCCEEDED]
+
+
+def there_and_back(world: World) -> None:
+    """The first run is over and the second under way, which is all that the virtual machine itself still tells of."""
+    copy = {**state(**COMPLETED), "targetPod": "virt-launcher-database-bbbbb"}
+    over = migration(phase="Succeeded")
+    over["status"]["migrationState"] = copy
+    machine = vmi(node="node-b", migrationState=state("run-2", sourceNode="node-b", targetNode="node-a"))
+    world.client.lists = {VMIS: [machine], MIGRATIONS: [over, migration("run-2")]}
+    world.server.put(ONE_VM, machine)
+    for body in (launcher("aaaaa", "node-a", job="run-2"), launcher("bbbbb", "node-b", job=RUN)):
+        world.server.put(f"{PODS}/{body['metadata']['name']}", body)
+
+
+async def test_a_starting_operator_follows_no_run_before_it_can_read_how_the_one_before_it_ended(world: World) -> None:
+    there_and_back(world)
+    migrations, world.client.lists[MIGRATIONS] = world.client.lists[MIGRATIONS], ApiUnavailable("not yet")
+    world.put(admitted())
+
+    async def appear() -> None:
+        world.client.meanwhile, world.client.lists[MIGRATIONS] = None, migrations
+        await world.until(lambda: world.follower.kubevirt.known)
+
+    world.client.meanwhile = appear
+    world.time = 60
+    await world.start()
+    await world.until(lambda: world.follower.kubevirt.known)
+    await world.settle()
+    (old,) = world.now().status.history
+    assert (old.result, old.reason, old.kubevirt_result) == (Result.SUCCEEDED, "MigrationState", None)
+
+
+async def test_a_run_that_begins_in_the_middle_of_a_look_takes_no_verdict_away(world: World) -> None:
+    there_and_back(world)
+    over, following = world.client.lists[MIGRATIONS]  # type: ignore[misc]
+    world.client.lists = {VMIS: [vmi(migrationState=state())], MIGRATIONS: [migration()]}
+    world.put(admitted())
+
+    async def go_on() -> None:
+        world.client.meanwhile = None
+        for body in (over, following):
+            world.tell(MIGRATIONS, "MODIFIED", body)
+        await world.until(lambda: len(world.follower.kubevirt.migrations_of((NAMESPACE, VM))) == 2)
+
+    world.client.meanwhile = go_on
+    await world.start()
+    (old,) = world.now().status.history
+    assert (old.result, old.reason, old.kubevirt_result) == (Result.SUCCEEDED, "MigrationState", None)
 
 
 async def test_a_window_that_was_found_is_explained_by_the_run_that_moves_its_claims_user(world: World) -> None:

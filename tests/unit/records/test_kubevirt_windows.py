@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -271,9 +272,13 @@ def test_the_old_window_ends_by_its_verdict_where_there_is_one() -> None:
 @pytest.mark.parametrize(
     ("run", "result"), [(BACK, Result.SUCCEEDED), (live_migration("node-a", "node-b", "run-2"), Result.FAILED)]
 )
-def test_without_a_verdict_the_old_window_ends_by_where_the_vm_runs(run: LiveMigration, result: Result) -> None:
-    record = followed(admitted(), run, None, 110)
-    assert (last(record).result, last(record).reason) == (result, "Superseded")
+@pytest.mark.parametrize("moved", [False, True])
+def test_without_a_verdict_the_old_window_ends_by_where_the_vm_was_when_the_next_run_began(
+    run: LiveMigration, result: Result, moved: bool
+) -> None:
+    now_on = replace(run.vmi, node=run.target_node if moved else run.source_node)
+    record = followed(admitted(), replace(run, vmi=now_on), None, 110)
+    assert (last(record).result, last(record).reason, last(record).live_node) == (result, "Superseded", run.source_node)
     assert kinds(record) == [Announcement.STARTED, Announcement(result.value), Announcement.ENDED, Announcement.STARTED]
     record = told(record, FAILED, 120)
     assert (last(record).result, last(record).kubevirt_result) == (result, Result.FAILED)
