@@ -28,6 +28,7 @@ from rds_csi.routeros import (
     ReadBackMismatch,
     SessionRefused,
     Settings,
+    exchange,
 )
 from tests.simulator import SimulatedBox
 from tests.simulator.conftest import HANDLE, Client, client_of, settings_for, spec, within
@@ -151,12 +152,12 @@ async def test_a_full_pool_says_so_and_leaves_nothing(ros: SimulatedBox, client:
 async def test_an_error_is_an_error_on_any_stream_with_any_status(
     ros: SimulatedBox, client: Client, stream: str, status: int
 ) -> None:
-    box, _, _ = client
+    box, transport, _ = client
     ros.switch(error_stream=stream, error_status=status)
     with pytest.raises(PoolFull):
         await box.create_disk(spec(size=16 << 40), deadline=within(5))
     with pytest.raises(NotUnderstood):
-        await box._read("/disk print detail where; /frobnicate", within(5))
+        await exchange.read(transport, "/disk print detail where; /frobnicate", within(5))
 
 
 async def test_a_slot_that_the_box_does_not_know_is_deleted_already(ros: SimulatedBox, client: Client) -> None:

@@ -4,8 +4,8 @@
 checked when they are made. See ``errors`` for everything that can go wrong.
 """
 
-from rds_csi.routeros.box import Box, Capacity, Disk, File, Leftover, Runner
-from rds_csi.routeros.commands import DiskSpec, FilePath, Nqn, Slot
+from rds_csi.routeros.box import Box, Capacity, Disk, File, Leftover
+from rds_csi.routeros.commands import DiskSpec, FilePath, Label, Nqn, Slot
 from rds_csi.routeros.errors import (
     AlreadyThere,
     BoxBusy,
@@ -28,9 +28,13 @@ from rds_csi.routeros.errors import (
     PoolFull,
     ReadBackMismatch,
     SessionRefused,
+    SubvolumeInTheWay,
+    SubvolumesMissing,
 )
+from rds_csi.routeros.exchange import Runner
 from rds_csi.routeros.hostkey import HostKey
 from rds_csi.routeros.parser import Output
+from rds_csi.routeros.subvolumes import Subvolumes
 from rds_csi.routeros.transport import Observer, Settings, Transport
 
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "HostKeyRefused",
     "InvalidName",
     "KeyUnusable",
+    "Label",
     "Leftover",
     "LoginRefused",
     "MalformedAnswer",
@@ -69,5 +74,8 @@ __all__ = [
     "SessionRefused",
     "Settings",
     "Slot",
+    "SubvolumeInTheWay",
+    "Subvolumes",
+    "SubvolumesMissing",
     "Transport",
 ]

@@ -4,18 +4,15 @@ Nothing the box says about a change is trusted, silence least: what counts is wh
 OutcomeUnknown is followed by a read before anything is sent again.
 """
 
-import contextlib
 import enum
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from rds_csi.routeros import commands, parser
+from rds_csi.routeros import commands, exchange
 from rds_csi.routeros.commands import DiskSpec, FilePath, Slot
 from rds_csi.routeros.errors import (
     AlreadyThere,
     BoxBusy,
-    BoxUnreachable,
     Difference,
     DiskInTheWay,
     FileInTheWay,
@@ -24,16 +21,8 @@ from rds_csi.routeros.errors import (
     OutcomeUnknown,
     ReadBackMismatch,
 )
-from rds_csi.routeros.parser import Entry, Output
-
-READ_ATTEMPTS = 3
-
-
-class Runner(Protocol):
-    """What runs command lines; see ``Transport.run``."""
-
-    async def run(self, command: str, *, deadline: float) -> Output:
-        """Run one command line by the deadline (``time.monotonic``)."""
+from rds_csi.routeros.exchange import Runner, after_a_change
+from rds_csi.routeros.parser import Entry
 
 
 @dataclass(frozen=True)
@@ -62,10 +51,12 @@ class Disk:
 
 @dataclass(frozen=True)
 class File:
-    """A row of ``/file`` without its (rounded) size; ``kind`` as printed: ``.img file``, ``directory``, ``disk``."""
+    """A row of ``/file``; ``kind`` as printed: ``.img file``, ``directory``, ``disk``."""
 
     path: str
     kind: str
+    size: str = ""
+    """As printed, rounded (``10.0GiB``); empty for a directory."""
 
     @property
     def is_regular(self) -> bool:
@@ -105,30 +96,47 @@ class Box:
 
     async def disk(self, slot: Slot, *, deadline: float) -> Disk | None:
         """Read the disk in this slot. None only where the box counted none."""
-        found = [entry for entry in await self._read(commands.print_disk(slot), deadline) if entry.values.get("slot") == slot]
+        printed = await exchange.read(self._runner, commands.print_disk(slot), deadline)
+        found = [entry for entry in printed if entry.values.get("slot") == slot]
         if len(found) > 1:
             raise MalformedAnswer(f"the box printed slot {slot} {len(found)} times")
         return _disk(found[0]) if found else None
 
     async def disks(self, *, deadline: float) -> tuple[Disk, ...]:
         """Read every file-backed disk on the box, whosoever it is."""
-        return tuple(_disk(entry) for entry in await self._read(commands.print_disks(), deadline))
+        return tuple(_disk(entry) for entry in await exchange.read(self._runner, commands.print_disks(), deadline))
 
     async def disks_of(self, path: FilePath, *, deadline: float) -> tuple[Disk, ...]:
         """Read the disks that are made of this file, in whatever slot."""
-        found = await self._read(commands.print_disks_of(path), deadline)
+        found = await exchange.read(self._runner, commands.print_disks_of(path), deadline)
         return tuple(disk for disk in map(_disk, found) if disk.path == path)
+
+    async def disks_below(self, path: FilePath, *, deadline: float) -> tuple[Disk, ...]:
+        """Read the disks that are made of files in this directory or deeper, whosoever they are."""
+        found = await exchange.read(self._runner, commands.print_disks_below(path), deadline)
+        return tuple(disk for disk in map(_disk, found) if disk.path.startswith(f"{path}/"))
 
     async def file(self, path: FilePath, *, deadline: float) -> File | None:
         """Read the file at this path. None only where the box counted none."""
-        for entry in await self._read(commands.print_file(path), deadline):
-            if _absolute(entry.text("name")) == path:
-                return File(str(path), entry.text("type"))
+        for entry in await exchange.read(self._runner, commands.print_file(path), deadline):
+            file = _file(entry)
+            if file.path == path:
+                return file
         return None
+
+    async def files_below(self, path: FilePath, *, deadline: float) -> tuple[File, ...]:
+        """Read what lies in this directory and deeper, directories too."""
+        found = map(_file, await exchange.read(self._runner, commands.print_files_below(path), deadline))
+        return tuple(file for file in found if file.path.startswith(f"{path}/"))
+
+    async def files_named(self, part: str, *, base: FilePath, deadline: float) -> tuple[File, ...]:
+        """Read what has this text in its name or in that of a directory above it, as far as it lies below ``base``; InvalidName."""
+        found = map(_file, await exchange.read(self._runner, commands.print_files_named(part), deadline))
+        return tuple(file for file in found if file.path.startswith(f"{base}/"))
 
     async def capacity(self, mount_point: str, *, deadline: float) -> Capacity:
         """Read size and free space of what is mounted there; NoSuchItem, InvalidName."""
-        found = await self._read(commands.print_mount(mount_point), deadline)
+        found = await exchange.read(self._runner, commands.print_mount(mount_point), deadline)
         mounted = [entry for entry in found if entry.values.get("mount-point") == mount_point]
         if len(mounted) != 1:
             raise NoSuchItem(f"{len(mounted)} file systems are mounted at {mount_point}")
@@ -154,10 +162,10 @@ class Box:
         if rival is not None:
             return await self._as_specified(rival, spec, deadline)
         try:
-            await self._change(commands.add_disk(spec), deadline)
+            await exchange.change(self._runner, commands.add_disk(spec), deadline)
         except (OutcomeUnknown, AlreadyThere) as error:
             # It may be there (the link was lost after it was applied; an earlier attempt landed late): look before saying anything.
-            with _after_a_change():
+            with after_a_change():
                 disk = await self.disk(spec.slot, deadline=deadline)
             if disk is None:
                 raise
@@ -165,6 +173,68 @@ class Box:
                 return await self._as_specified(disk, spec, deadline)
             return _checked(disk, spec)
         return _checked(await self._read_back(spec, deadline), spec)
+
+    async def create_disk_of_file(self, spec: DiskSpec, *, deadline: float) -> Disk:
+        """Make a disk of the file that lies at the path, grown to the specified size, or find it made; the disk as read back.
+
+        Safe to call again after any failure and after a crash at any point: a disk that was made and not grown yet is grown.
+
+        Raises:
+            DiskInTheWay: the slot, or the file, belongs to a disk that differs.
+            NoSuchItem: no file lies at the path.
+            PoolFull: no space to grow.
+            ReadBackMismatch: the disk was made, and is not as specified.
+        """
+        disk = await self.disk(spec.slot, deadline=deadline)
+        if disk is None:
+            if await self.file(spec.path, deadline=deadline) is None:
+                raise NoSuchItem(f"there is no file {spec.path} to make a disk of")
+            for other in await self.disks_of(spec.path, deadline=deadline):
+                _refuse_cut_slot(other, spec)
+                raise DiskInTheWay(other.slot, {"slot": Difference(str(spec.slot), other.slot)})
+            try:
+                await exchange.change(self._runner, commands.add_disk_of_file(spec), deadline)
+            except (OutcomeUnknown, AlreadyThere):
+                # It may be there: the link was lost after it was applied, or an earlier attempt landed late.
+                with after_a_change():
+                    disk = await self.disk(spec.slot, deadline=deadline)
+                if disk is None:
+                    raise
+            else:
+                disk = await self._read_back(spec, deadline)
+        as_it_is = replace(spec, size=disk.size)
+        disk = await self._as_specified(disk, as_it_is, deadline)
+        if disk.size < spec.size:
+            disk = await self.resize_disk(spec.slot, spec.size, deadline=deadline)
+        return _checked(disk, spec)
+
+    async def resize_disk(self, slot: Slot, size: int, *, deadline: float) -> Disk:
+        """Grow the disk to exactly this size in bytes, or find it grown; the disk as read back. It is never made smaller.
+
+        Safe to call again after any failure: the size is read before and after.
+
+        Raises:
+            NoSuchItem: there is no disk in the slot.
+            PoolFull: no space.
+            ReadBackMismatch: the box took the command, and the size is another one.
+        """
+        disk = await self.disk(slot, deadline=deadline)
+        if disk is None:
+            raise NoSuchItem(f"there is no disk in slot {slot}")
+        if disk.size >= size:
+            return disk
+        doubt: OutcomeUnknown | None = None
+        try:
+            await exchange.change(self._runner, commands.resize_disk(slot, size), deadline)
+        except OutcomeUnknown as error:
+            doubt = error
+        with after_a_change():
+            disk = await self.disk(slot, deadline=deadline)
+        if disk is None:
+            raise NoSuchItem(f"disk {slot} is gone since it was resized")
+        if disk.size != size:
+            raise doubt or ReadBackMismatch(f"disk {slot}", {"size": Difference(size, disk.size)})
+        return disk
 
     async def delete_disk(self, slot: Slot, *, path: FilePath | None = None, deadline: float) -> None:
         """Remove the disk, or find it gone; its file stays. With ``path``: only a disk of that file.
@@ -180,8 +250,8 @@ class Box:
             return
         if path is not None and disk.path != path:
             raise DiskInTheWay(slot, {"file-path": Difference(str(path), disk.path)})
-        trouble = await self._remove(commands.remove_disk(slot), deadline)
-        with _after_a_change():
+        trouble = await exchange.remove(self._runner, commands.remove_disk(slot), deadline)
+        with after_a_change():
             disk = await self.disk(slot, deadline=deadline)
         if disk is not None:
             raise trouble or BoxBusy(f"disk {slot} is still there after its removal")
@@ -203,8 +273,8 @@ class Box:
             raise FileInTheWay(f"{path} is no file but a {file.kind}: it is not removed")
         for disk in await self.disks_of(path, deadline=deadline):
             raise DiskInTheWay(disk.slot, {"file-path": Difference("no longer in use", disk.path)})
-        trouble = await self._remove(commands.remove_file(path), deadline)
-        with _after_a_change():
+        trouble = await exchange.remove(self._runner, commands.remove_file(path), deadline)
+        with after_a_change():
             file = await self.file(path, deadline=deadline)
         if file is not None:
             raise trouble or BoxBusy(f"file {path} is still there after its removal")
@@ -218,7 +288,7 @@ class Box:
             return disk
         if disk.exported or differences.keys() & {"file-path", "size"}:
             raise DiskInTheWay(spec.slot, differences)
-        await self._change(commands.export_disk(spec), deadline)
+        await exchange.change(self._runner, commands.export_disk(spec), deadline)
         exported = await self._read_back(spec, deadline)
         if differences := exported.differences(spec):
             # Not a mismatch of something that was just made: this disk was there before and may hold data.
@@ -243,7 +313,7 @@ class Box:
         return None
 
     async def _read_back(self, spec: DiskSpec, deadline: float) -> Disk:
-        with _after_a_change():
+        with after_a_change():
             disk = await self.disk(spec.slot, deadline=deadline)
             if disk is not None:
                 return disk
@@ -251,41 +321,14 @@ class Box:
                 _refuse_cut_slot(other, spec)
         raise ReadBackMismatch(f"disk {spec.slot}", {"slot": Difference(str(spec.slot), "not there")})
 
-    async def _read(self, command: str, deadline: float) -> tuple[Entry, ...]:
-        """Read, again where the answer does not add up: something may have come or gone between the print and the count."""
-        for attempt in range(1, READ_ATTEMPTS + 1):
-            output = await self._runner.run(command, deadline=deadline)
-            try:
-                return parser.entries(output)
-            except MalformedAnswer:
-                if attempt == READ_ATTEMPTS:
-                    raise
-        raise AssertionError
-
-    async def _change(self, command: str, deadline: float) -> None:
-        parser.expect_silence(await self._runner.run(command, deadline=deadline))
-
-    async def _remove(self, command: str, deadline: float) -> OutcomeUnknown | NoSuchItem | None:
-        """Send a removal. What counts is read afterwards, so a lost answer and "no such item" are returned, not raised."""
-        try:
-            await self._change(command, deadline)
-        except (OutcomeUnknown, NoSuchItem) as error:
-            return error
-        return None
-
-
-@contextlib.contextmanager
-def _after_a_change() -> Iterator[None]:
-    """Say of a read that cannot be sent after a change what that means for the whole: not that nothing was sent."""
-    try:
-        yield
-    except BoxUnreachable as error:
-        raise OutcomeUnknown(f"a change was sent and cannot be read back: {error}") from error
-
 
 def _absolute(path: str) -> str:
     """``/file`` prints no leading slash, ``/disk`` prints one (seen on 7.16): with one everywhere."""
     return "/" + path.lstrip("/")
+
+
+def _file(entry: Entry) -> File:
+    return File(_absolute(entry.text("name")), entry.text("type"), entry.values.get("size", ""))
 
 
 def _disk(entry: Entry) -> Disk:

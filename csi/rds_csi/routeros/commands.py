@@ -12,6 +12,7 @@ from rds_csi.routeros.errors import InvalidName
 
 MAX_SLOT = 128
 MAX_PATH = 512
+MAX_LABEL = 64
 MAX_NQN = 223
 """Bytes of an NVMe qualified name (NVM Express base specification)."""
 
@@ -56,6 +57,21 @@ class FilePath(str):
         return FilePath(f"{self}/{name}")
 
     @property
+    def parent(self) -> "FilePath":
+        """The directory that it lies in; InvalidName for a mount point."""
+        return FilePath(self.rsplit("/", 1)[0])
+
+    @property
+    def last_name(self) -> str:
+        """The last component."""
+        return self.rsplit("/", 1)[1]
+
+    @property
+    def below_mount_point(self) -> str:
+        """As ``/disk/btrfs/subvolume`` names it: relative to the root of its file system; empty for a mount point."""
+        return self[1:].partition("/")[2]
+
+    @property
     def mount_point(self) -> str:
         """The first component, which is how ``/disk`` names the mount point."""
         return self.split("/")[1]
@@ -75,6 +91,18 @@ class Nqn(str):
         """Check the text; InvalidName."""
         if not _NQN.fullmatch(text) or len(text) > MAX_NQN:
             raise InvalidName(f"not an NVMe qualified name in lower case (at most {MAX_NQN} bytes): {text[:300]!r}")
+        return super().__new__(cls, text)
+
+
+class Label(str):
+    """The label of a file system, by which ``/disk/btrfs`` names it: ``storage-pool-fs``; ``[A-Za-z0-9_.-]``, at most 64."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text; InvalidName."""
+        if not _COMPONENT.fullmatch(text) or len(text) > MAX_LABEL:
+            raise InvalidName(f"not a label (letters, digits and _.-, at most {MAX_LABEL}): {text[:200]!r}")
         return super().__new__(cls, text)
 
 
@@ -131,11 +159,16 @@ def print_disks() -> str:
 
 
 def print_disks_of(path: FilePath) -> str:
-    """Read the disks whose file path contains this file's name; the caller compares whole paths.
+    """Read the disks whose file path contains the names of this file and its directory; the caller compares whole paths.
 
     A pattern, because whether the box keeps the leading slash differs (7.24 takes the path without and prints it with one).
     """
-    return _print_and_count("disk", f'file-path~"{path.rsplit("/", 1)[1]}"')
+    return _print_and_count("disk", f'file-path~"{path.parent.last_name}/{path.last_name}"')
+
+
+def print_disks_below(path: FilePath) -> str:
+    """Read the disks whose file path contains this directory's name; the caller compares whole paths."""
+    return _print_and_count("disk", f'file-path~"{path.last_name}/"')
 
 
 def print_mount(mount_point: str) -> str:
@@ -148,6 +181,36 @@ def print_mount(mount_point: str) -> str:
 def print_file(path: FilePath) -> str:
     """Read one row of ``/file``."""
     return _print_and_count("file", f'name="{path.file_name}"')
+
+
+def print_files_below(path: FilePath) -> str:
+    """Read the rows of ``/file`` whose name contains this directory's; the caller compares whole paths.
+
+    A pattern that begins with a slash or with ^ matches nothing (seen on 7.16).
+    """
+    return _print_and_count("file", f'name~"{path.file_name}/"')
+
+
+def print_files_named(part: str) -> str:
+    """Read the rows of ``/file`` whose name contains this text; the caller compares whole paths. Raises InvalidName."""
+    if not _COMPONENT.fullmatch(part):
+        raise InvalidName(f"not a part of a file's name: {part[:200]!r}")
+    return _print_and_count("file", f'name~"{part}"')
+
+
+def count_subvolumes() -> str:
+    """Count the subvolumes of all file systems: an error where the box has none to offer."""
+    return ":put [:len [/disk/btrfs/subvolume find]]"
+
+
+def count_subvolume(path: FilePath) -> str:
+    """Count the subvolumes of this last name, then the files and directories at the path.
+
+    The layout of ``/disk/btrfs/subvolume/print`` is documented nowhere, and its ``name`` is the last component only (MikroTik's
+    manual, page "Btrfs subvolumes and snapshots"): both counts together tell whether it is there, and whether it is the only one.
+    """
+    named = f':put [:len [/disk/btrfs/subvolume find where name="{path.last_name}"]]'
+    return f'{named}; :put [:len [/file find where name="{path.file_name}"]]'
 
 
 # Changing
@@ -179,3 +242,28 @@ def remove_disk(slot: Slot) -> str:
 def remove_file(path: FilePath) -> str:
     """Remove the file."""
     return f'/file remove [find name="{path.file_name}"]'
+
+
+def add_disk_of_file(spec: DiskSpec) -> str:
+    """Make a disk with its export of a file that is there, which keeps its size."""
+    return (
+        f"/disk add type=file file-path={spec.path} slot={spec.slot} mount-filesystem=no mount-read-only=no compress=no"
+        f" nvme-tcp-export=yes nvme-tcp-server-port={spec.port} nvme-tcp-server-nqn={spec.nqn}"
+    )
+
+
+def resize_disk(slot: Slot, size: int) -> str:
+    """Give a disk another size, in bytes; InvalidName."""
+    return f"/disk set [find slot={slot}] file-size={file_size(size)}"
+
+
+def add_subvolume(path: FilePath, label: Label, *, parent: FilePath | None = None, read_only: bool = False) -> str:
+    """Make a subvolume that is empty, or has the contents that ``parent`` has in this moment."""
+    kind = " read-only=yes" if read_only else ""
+    source = f" parent={parent.last_name}" if parent else ""
+    return f"/disk/btrfs/subvolume/add{kind}{source} fs={label} name={path.below_mount_point}"
+
+
+def remove_subvolume(path: FilePath) -> str:
+    """Remove the subvolumes of this last name, with everything in them."""
+    return f"/disk/btrfs/subvolume/remove [find where name={path.last_name}]"

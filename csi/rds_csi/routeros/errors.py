@@ -15,11 +15,13 @@
     │   ├── BoxBusy               the entry is in use
     │   ├── NotPermitted          our user may not do this
     │   └── NotUnderstood         it does not know this command or value (version, package)
+    ├── SubvolumesMissing         it keeps no Btrfs subvolumes for us (file system, version, package)
     ├── MalformedAnswer           the answer is not what RouterOS prints
     ├── ReadBackMismatch          what is there now is not what was asked for
     └── Conflict                  something else is in the way
         ├── DiskInTheWay          another disk has our slot or our path
-        └── FileInTheWay          a file without a disk lies at our path
+        ├── FileInTheWay          a file without a disk lies at our path
+        └── SubvolumeInTheWay     a subvolume, or what lies in it, is not as we would make it
     InvalidName (a ValueError)    a value that may not reach a command line
     KeyUnusable (a ValueError)    the host key or private key that was configured cannot be read
 """
@@ -80,6 +82,10 @@ class NotUnderstood(CommandFailed):
     """Raised when the box does not know the command, an argument or a value: another RouterOS version, or a package is missing."""
 
 
+class SubvolumesMissing(BoxError):
+    """Raised when the box can keep no subvolumes for us: no Btrfs, a RouterOS before 7.18, or no rose-storage package."""
+
+
 class MalformedAnswer(BoxError):
     """Raised when an answer is cut short or is not laid out as RouterOS lays it out: nothing may be concluded from it."""
 
@@ -122,6 +128,10 @@ class DiskInTheWay(Conflict):
 
 class FileInTheWay(Conflict):
     """Raised when a file without a disk lies where ours should be: it may hold data, so nothing is put over it."""
+
+
+class SubvolumeInTheWay(Conflict):
+    """Raised when a subvolume has our name and is not ours, or holds more than ours does: nothing in it is touched."""
 
 
 class InvalidName(ValueError):

@@ -125,6 +125,26 @@ def entries(output: Output) -> tuple[Entry, ...]:
     return found
 
 
+def numbers(output: Output, count: int) -> tuple[int, ...]:
+    """Read the answer of so many ``:put [:len …]``, one number a line.
+
+    Raises:
+        CommandFailed: or a subclass; the box answered with an error.
+        MalformedAnswer: the answer is not so many numbers.
+    """
+    lines = [line.strip() for line in output.stdout.splitlines() if line.strip()]
+    if output.exit_status != 0 or output.stderr.strip() or not all(re.fullmatch(r"[0-9]+", line) for line in lines):
+        said = "\n".join([output.stderr, *lines])
+        raise (
+            failure(said)
+            if any(sign in said.lower() for sign in _SIGNS_OF_FAILURE) or output.exit_status
+            else MalformedAnswer(f"the box printed {said.strip()[:200]!r} instead of {count} numbers")
+        )
+    if len(lines) != count:
+        raise MalformedAnswer(f"the box printed {len(lines)} numbers instead of {count}")
+    return tuple(int(line) for line in lines)
+
+
 def frame(lines: list[str]) -> tuple[Entry, ...]:
     """Read the entries of a ``print detail``, without line ends. Raises as ``entries``."""
     found: list[tuple[frozenset[str], str]] = []
