@@ -13,6 +13,9 @@ from typing import Any, Self
 import asyncssh
 
 from tests.ring.processes import Process
+from tests.simulator.frame import thousands
+from tests.simulator.images import Images
+from tests.simulator.store import Store
 
 START_TIMEOUT = 20.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,13 +115,26 @@ class SimulatedBox:
         """Cut the connection ``before`` or ``after`` applying the nth command that fits the regular expression; once."""
         self._ask("drop", when=when, pattern=pattern, nth=nth)
 
+    def fail_command(self, pattern: str, text: str, nth: int = 1) -> None:
+        """Answer the nth command that fits the regular expression with ``text`` and without any effect; once."""
+        self._ask("fail", pattern=pattern, text=text, nth=nth)
+
     def cut(self) -> None:
         """Close every connection now."""
         self._ask("cut")
 
     def pool(self, **values: Any) -> None:
-        """Change the pool: ``size``, ``used_elsewhere`` (bytes), ``mount_point``, ``slot``, ``fs``."""
+        """Change the pool: ``size``, ``used_elsewhere`` (bytes), ``mount_point``, ``slot``, ``fs``, ``fs_label``."""
         self._ask("pool", **values)
+
+    def health(self, *readings: tuple[str, str, str]) -> None:
+        """Replace what the sensors say: name, value, type (``C``, ``RPM``, ``W``, …; empty for a state). None: no sensors."""
+        self._ask("health", readings=readings)
+
+    def traffic(self, slot: str, **counters: int | str) -> None:
+        """Set counters of ``/disk monitor-traffic``, ``_`` for ``-``; texts such as ``12.8Mbps`` and ``48s149ms`` as they are."""
+        texts = {name.replace("_", "-"): value if isinstance(value, str) else thousands(value) for name, value in counters.items()}
+        self._ask("traffic", slot=slot, counters=texts)
 
     def run(self, command: str) -> str:
         """Run a command on the box's own console, without SSH; it is not among ``received``."""
@@ -134,6 +150,20 @@ class SimulatedBox:
     def files(self) -> dict[str, dict[str, Any]]:
         """The image files by name (no leading slash), without directories."""
         return {file["name"]: file for file in self._ask("state")["files"] if file["kind"] == "file"}
+
+    def subvolumes(self) -> dict[str, dict[str, Any]]:
+        """The Btrfs subvolumes by their path from the file system's root (no leading slash)."""
+        return {subvolume["name"]: subvolume for subvolume in self._ask("state")["subvolumes"]}
+
+    def backing_file(self, name: str) -> Path:
+        """The real, sparse file with an image's bytes, made if there is none yet; ``name`` as in ``/file``, no leading slash.
+
+        Also while the box is off. KeyError where the box has no such image.
+        """
+        file = Store.load(self.state_file).files[name]
+        if file.kind != "file":
+            raise KeyError(name)
+        return Images.beside(self.state_file).make(file.image, file.size)
 
     def received(self, beginning: str = "") -> list[str]:
         """The command lines that arrived over SSH, in order, over all restarts; those that begin so."""

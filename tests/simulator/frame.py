@@ -6,7 +6,7 @@ split where it fits on a line of its own; one that does not is broken in mid-val
 long ``file-path``). Lines end with ``\\r\\n``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 EOL = "\r\n"
@@ -77,11 +77,14 @@ def legend(letters: Iterable[str], width: int) -> list[str]:
     return wrapped("Flags: ", LEGEND_INDENT, [f"{text};" for text in named[:-1]] + named[-1:], width)
 
 
-def disk_answer(items: Sequence[Item], width: int) -> str:
+def disk_answer(items: Sequence[Item], width: int, *, bare_legend: bool = True) -> str:
     """The answer of ``/disk print detail``: the legend names the flags in use, the flag column is as wide as their number.
 
-    With no entry the legend is printed all the same (seen on 7.16); which letters it names then is not known, here: all.
+    With no entry the legend is printed all the same on 7.16 (``bare_legend``; which letters it names then is not known, here:
+    all), and nothing on 7.24: both were seen.
     """
+    if not items and not bare_legend:
+        return ""
     used = {letter for item in items for letter in item.flags} if items else set(FLAG_NAMES)
     columns = [letter for letter in FLAG_NAMES if letter in used]
     lines = legend(columns, width) if columns else []
@@ -91,15 +94,45 @@ def disk_answer(items: Sequence[Item], width: int) -> str:
         letters = "".join(letter for letter in columns if letter in item.flags)
         prefix = f"{item.number:>2} {letters:<{len(columns)}} "
         lines += wrapped(prefix, len(prefix), item.properties, width)
-    return "".join(line + EOL for line in lines)
+    return ended(lines)
 
 
-def file_answer(items: Sequence[Item], width: int) -> str:
-    """The answer of ``/file print detail`` (layout of a capture of 7.16: no legend, five columns before the first property)."""
+def file_answer(items: Sequence[Item], width: int, *, narrow: bool = False) -> str:
+    """The answer of ``/file print detail``: no legend, five columns before the first property (a capture of 7.16).
+
+    ``narrow`` is the layout of MikroTik's manual for 7.24, page "Files": the index at the left margin, three columns. How it
+    lays out more than ten entries is not known; here the index is as wide as the largest.
+    """
     lines: list[str] = []
+    digits = len(str(max((item.number for item in items), default=0)))
     for position, item in enumerate(items):
         if position:
             lines.append(" ")
-        prefix = f"{item.number:>2}   "
+        prefix = f"{item.number:>{digits}}  " if narrow else f"{item.number:>2}   "
         lines += wrapped(prefix, len(prefix), item.properties, width)
+    return ended(lines)
+
+
+def table(columns: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]]) -> str:
+    """A table with a ``Columns:`` line and numbered rows (MikroTik's manual, page "Health"); nothing where there is no row."""
+    if not rows:
+        return ""
+    digits = len(str(max(number for number, _ in rows)))
+    widths = [max(len(row[place]) for row in (columns, *(cells for _, cells in rows))) for place in range(len(columns))]
+    lines = [f"Columns: {', '.join(columns)}"]
+    for index, cells in [("#", columns), *((str(number), cells) for number, cells in rows)]:
+        padded = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"{index:>{digits}}  {padded}".rstrip())
+    return ended(lines)
+
+
+def readings(values: Mapping[str, str], *, indent: int = 2, right: bool = False) -> str:
+    """``key: value`` lines, aligned at the colon; the values at the right too (``monitor-traffic``), else at the left."""
+    keys = max(map(len, values)) + indent
+    width = max(map(len, values.values())) if right else 0
+    return ended(f"{key:>{keys}}: {value:>{width}}" for key, value in values.items())
+
+
+def ended(lines: Iterable[str]) -> str:
+    """The lines with RouterOS's line ends."""
     return "".join(line + EOL for line in lines)

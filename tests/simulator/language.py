@@ -40,8 +40,11 @@ class Pair:
 class Command:
     """One command: words, pairs and substitutions in the order they were written."""
 
-    items: "tuple[Word | Pair | Command, ...]"
+    items: "tuple[Argument, ...]"
     column: int
+
+
+Argument = Word | Pair | Command
 
 
 def read_line(text: str) -> list[Command]:
@@ -80,7 +83,7 @@ class _Reader:
 
     def command(self) -> Command:
         column = self.at + 1
-        items: list[Word | Pair | Command] = []
+        items: list[Argument] = []
         while not self.done and self.char not in ";]":
             if self.char in " \t":
                 self.at += 1
@@ -90,7 +93,7 @@ class _Reader:
                 items.append(self.item())
         return Command(tuple(items), column)
 
-    def item(self) -> "Word | Pair | Command":
+    def item(self) -> Argument:
         column = self.at + 1
         if self.char == "[":
             return self.substitution()

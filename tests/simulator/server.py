@@ -11,11 +11,14 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncssh
 
 from tests.simulator.console import Answer, Console
+from tests.simulator.disk_menu import COUNTERS
+from tests.simulator.frame import EOL
+from tests.simulator.images import Images
 from tests.simulator.store import Store
 from tests.simulator.switches import Switches
 
@@ -35,28 +38,54 @@ class Drop:
         return self.nth == 0
 
 
+@dataclass
+class Failure:
+    """Answer the ``nth`` command that fits the pattern with this text, without applying it; once."""
+
+    pattern: str
+    text: str
+    nth: int = 1
+
+    def fires(self, command: str) -> bool:
+        """Whether this command is the one."""
+        if re.search(self.pattern, command):
+            self.nth -= 1
+        return self.nth == 0
+
+
 class Box:
     """The running box: store, switches, and the log of what was received."""
 
     def __init__(self, state: Path) -> None:
         self.switches = Switches()
         self.drops: list[Drop] = []
+        self.failures: list[Failure] = []
         self.store = Store.load(state)
-        self.console = Console(self.store, self.switches)
         self._state = state
         self._log = state.with_name(state.name + ".received")
+        self._started = time.monotonic()
+        self._images = Images.beside(state)
+        # What a kill left behind: images whose row was not kept yet, or not any more.
+        self._images.sweep(self.store.images())
+        self.console = Console(self.store, self.switches, self._images, now=_now, uptime=self._uptime)
 
     def apply(self, command: str) -> Answer:
         """Run a command and keep the state it leaves."""
         answer = self.console.run(command)
-        self.store.save(self._state)
+        self.keep()
         return answer
 
-    def reset(self, switches: dict[str, Any]) -> None:
-        """Forget everything."""
-        self.store.__dict__.update(Store().__dict__)
+    def keep(self) -> None:
+        """Write the state down; bytes that were added are there before, bytes that were removed go afterwards."""
         self.store.save(self._state)
+        self._images.sweep(self.store.images())
+
+    def reset(self, switches: dict[str, Any]) -> None:
+        """Forget everything, but no number that was given: a path from before leads nowhere."""
+        self.store.__dict__.update(Store(next_id=self.store.next_id).__dict__)
+        self.keep()
         self.drops.clear()
+        self.failures.clear()
         self.switches.change({**Switches().as_dict(), **switches})
         self._log.unlink(missing_ok=True)
 
@@ -67,11 +96,29 @@ class Box:
 
     def drop_for(self, command: str) -> Drop | None:
         """The drop that this command sets off, if any."""
-        for drop in self.drops:
-            if drop.fires(command):
-                self.drops.remove(drop)
-                return drop
-        return None
+        return _first_that_fires(self.drops, command)
+
+    def failure_for(self, command: str) -> Failure | None:
+        """The failure that this command meets, if any."""
+        return _first_that_fires(self.failures, command)
+
+    def _uptime(self) -> float:
+        return time.monotonic() - self._started
+
+
+Fuse = TypeVar("Fuse", Drop, Failure)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _first_that_fires(waiting: list[Fuse], command: str) -> Fuse | None:
+    for each in waiting:
+        if each.fires(command):
+            waiting.remove(each)
+            return each
+    return None
 
 
 class Connection(asyncssh.SSHServer):
@@ -147,7 +194,8 @@ class Session(asyncssh.SSHServerSession[str]):
             self._connection.ssh.abort()
             return
         await asyncio.sleep(box.switches.latency_of(command))
-        answer = box.apply(command)
+        failure = box.failure_for(command)
+        answer = Answer("", failure.text + EOL) if failure else box.apply(command)
         if drop is not None:
             self._connection.ssh.abort()
             return
@@ -266,12 +314,27 @@ class Control:
             case "pool":
                 for name, value in request.items():
                     setattr(self._box.store.pool, name, value)
+                return self._box.keep()
+            case "health":
+                self._box.store.health = [(name, value, kind) for name, value, kind in request["readings"]]
+                return self._box.keep()
+            case "traffic":
+                return self._traffic(request["slot"], request["counters"])
+            case "fail":
+                self._box.failures.append(Failure(**request))
                 return None
             case "run":
                 answer = self._box.apply(request["command"])
                 return answer.text + answer.error
             case verb:
                 raise ValueError(f"no such verb: {verb}")
+
+    def _traffic(self, slot: str, counters: dict[str, str]) -> None:
+        unknown = counters.keys() - COUNTERS.keys()
+        if unknown:
+            raise ValueError(f"no such counter: {', '.join(sorted(unknown))}")
+        self._box.store.traffic.setdefault(slot, {}).update(counters)
+        self._box.keep()
 
     def _switch(self, values: dict[str, Any]) -> None:
         was = self._box.switches.black_hole

@@ -1,5 +1,6 @@
 """How the simulated box behaves; every switch may be changed while it runs."""
 
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -27,7 +28,14 @@ class Switches:
     thick: bool = True
     """Images take their whole size from the pool at once. Not known for real boxes."""
     existing_file: str = "attach"
-    """What ``/disk add`` does with a file that exists: ``attach`` it with its old size and data, or ``refuse``. Not known."""
+    """What ``/disk add`` does with a file that exists, with and without ``file-size``: ``attach`` it with its old size and data,
+    or ``refuse``. Not known."""
+    version: str = "7.16"
+    """RouterOS's version. From 7.18 on there is ``/disk/btrfs``; 7.24 prints ``/file`` and empty answers in another layout."""
+    rose_storage: bool = True
+    """Whether the package rose-storage is installed: without it there is neither Btrfs nor NVMe/TCP."""
+    missing_parent: str = "refuse"
+    """What ``/disk/btrfs/subvolume/add`` does where the directory above is missing: ``refuse`` or ``create`` it. Not known."""
     missing_item: str = "silent"
     """``set`` and ``remove`` of ``[find …]`` without a match: ``silent`` or ``no such item``. Not known for ``/disk``."""
 
@@ -36,12 +44,19 @@ class Switches:
         unknown = values.keys() - {switch.name for switch in fields(self)}
         if unknown:
             raise ValueError(f"no such switch: {', '.join(sorted(unknown))}")
+        if not re.fullmatch(r"7(\.\d+)+", values.get("version", self.version)):
+            raise ValueError(f"no such version: {values['version']}")
         for name, value in values.items():
             setattr(self, name, value)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """The version as numbers that can be compared."""
+        return tuple(int(part) for part in self.version.split("."))
 
     def latency_of(self, command: str) -> float:
         """Seconds that this command waits."""
