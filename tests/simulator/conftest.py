@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,20 @@ def within(seconds: float) -> float:
 def spec(handle: str = HANDLE, size: int = 50 << 30) -> DiskSpec:
     """A volume as the Go driver names it."""
     return DiskSpec(Slot(handle), BASE.child(f"{handle}.img"), size, Nqn(f"nqn.2000-02.com.mikrotik:{handle}"))
+
+
+def write(path: Path, data: bytes, at: int) -> None:
+    """Overwrite a part of a file."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def read(path: Path, at: int, length: int) -> bytes:
+    """A part of a file."""
+    with path.open("rb") as file:
+        file.seek(at)
+        return file.read(length)
 
 
 def settings_for(ros: SimulatedBox, **changes: Any) -> Settings:

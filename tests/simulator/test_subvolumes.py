@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulator import SimulatedBox
+from tests.simulator.conftest import read, write
 from tests.simulator.images import Images
 from tests.simulator.server import Box
 from tests.simulator.store import Store
@@ -26,18 +27,6 @@ EXISTS = "failure: already have such entry\r\n"
 
 def disk(path: str, slot: str, size: str = " file-size=1G") -> str:
     return f"/disk add type=file file-path=/{path} slot={slot}{size}"
-
-
-def write(path: Path, data: bytes, at: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        file.write(data)
-
-
-def read(path: Path, at: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(at)
-        return file.read(length)
 
 
 @pytest.fixture
