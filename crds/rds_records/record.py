@@ -133,6 +133,13 @@ class Target(_Part):
     port: int | None = None
 
 
+class ContentSource(_Part):
+    """What a volume was made from; one of the two."""
+
+    snapshot_id: str | None = None
+    volume_handle: str | None = None
+
+
 class Spec(_Part):
     """Identity and policy of the volume."""
 
@@ -142,6 +149,7 @@ class Spec(_Part):
     capacity_bytes: int
     persistent_volume_name: str | None = None
     target: Target | None = None
+    content_source: ContentSource | None = None
     dual_attach_policy: DualAttachPolicy = DualAttachPolicy.KUBEVIRT
     migration_timeout_seconds: int | None = None
 

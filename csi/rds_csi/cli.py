@@ -16,6 +16,7 @@ from rds_csi.identity import check_driver_name
 from rds_csi.parameters import DEFAULT_NVME_PORT, check_base_path, check_ip_address
 from rds_csi.server import parse_endpoint
 from rds_csi.settings import DEFAULT_ENDPOINT, DEFAULT_KEY_FILE, DEFAULT_METRICS_ADDRESS, ControllerSettings, Settings
+from rds_csi.snapshot_mode import SnapshotMode
 from rds_process import logs
 from rds_process.exposition import parse_address
 from rds_process.options import Options, duration
@@ -30,9 +31,9 @@ may be on two nodes for as long as a KubeVirt live migration takes.
 """
 
 CONTROLLER: Final = """\
-Serve the CSI Identity and Controller services, beside csi-provisioner and csi-attacher. Who may use a volume is read from and
-written to its VolumeAttachmentRecord (kubectl get var); the box is reached over SSH, to create and delete volumes only. Any number
-of replicas may run. It starts, attaches and detaches while the box is away.
+Serve the CSI Identity and Controller services, beside csi-provisioner, csi-attacher, csi-resizer and csi-snapshotter. Who may use a
+volume is read from and written to its VolumeAttachmentRecord (kubectl get var); the box is reached over SSH for volumes and snapshots,
+never to attach. Any number of replicas may run. It starts, attaches and detaches while the box is away.
 """
 
 NODE: Final = """\
@@ -114,6 +115,12 @@ def _controller(flags: argparse.ArgumentParser, environment: Mapping[str, str]) 
         default=SlotNames.HANDLE.value,
         choices=[names.value for names in SlotNames],
     )
+    add(
+        "--snapshot-backend",
+        "keep volumes in Btrfs subvolumes, so that they can be snapshotted and cloned: where the box has them, always, never",
+        default=SnapshotMode.AUTO.value,
+        choices=[mode.value for mode in SnapshotMode],
+    )
     add("--kubeconfig", "how to reach the API server; empty: as a pod does", metavar="FILE", variables=["KUBECONFIG"])
 
 
@@ -170,6 +177,7 @@ def read(argv: Sequence[str] | None, environment: Mapping[str, str]) -> tuple[Se
         nvme_address=chosen.nvme_address,
         nvme_port=chosen.nvme_port,
         slot_names=SlotNames(chosen.slot_names),
+        snapshot_backend=SnapshotMode(chosen.snapshot_backend),
         kubeconfig=chosen.kubeconfig,
     )
     return settings, chosen

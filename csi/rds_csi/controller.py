@@ -10,23 +10,29 @@ from time import monotonic
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from rds_csi import requests
 from rds_csi.attachments import CONFLICTS, Attachments, AttachRefused, rejection
 from rds_csi.errors import FailedPrecondition, NotFound
 from rds_csi.metrics import ShimMetrics
 from rds_csi.parameters import publish_context, volume_context
+from rds_csi.snapshots import Snapshots
 from rds_csi.spec import csi_pb2, csi_pb2_grpc
 from rds_csi.volume_locks import VolumeLocks
 from rds_csi.volumes import NewVolume, Volumes
 from rds_records.names import handle_for
 from rds_records.record import Record, VolumeMode
+from rds_records.volume_layout import SnapshotName, snapshot_id_for
 
 _log = logging.getLogger(__name__)
 
 _Rpc = csi_pb2.ControllerServiceCapability.RPC
+SNAPSHOT_CAPABILITIES = (_Rpc.CREATE_DELETE_SNAPSHOT, _Rpc.LIST_SNAPSHOTS, _Rpc.CLONE_VOLUME)
+"""What is served where the box keeps snapshots."""
+
 CAPABILITIES = (_Rpc.CREATE_DELETE_VOLUME, _Rpc.PUBLISH_UNPUBLISH_VOLUME, _Rpc.SINGLE_NODE_MULTI_WRITER)
-"""What is served; nothing is advertised that is not."""
+"""What is served in any case; nothing is advertised that is not."""
 
 
 BOX_SECONDS = 120.0
@@ -51,15 +57,17 @@ class Controller(csi_pb2_grpc.ControllerServicer):
 
     attachments: Attachments
     volumes: Volumes
+    snapshots: Snapshots
     addresses: Addresses
     base_path: str
     metrics: ShimMetrics
     locks: VolumeLocks
 
     async def ControllerGetCapabilities(self, request: Message, context: object) -> Message:  # noqa: ARG002, N802
-        """Say which controller RPCs are served."""
+        """Say which controller RPCs are served; the box has a say in some of them."""
+        kinds = (*CAPABILITIES, *(SNAPSHOT_CAPABILITIES if await self.snapshots.backend.advertised() else ()))
         return csi_pb2.ControllerGetCapabilitiesResponse(
-            capabilities=[csi_pb2.ControllerServiceCapability(rpc=_Rpc(type=kind)) for kind in CAPABILITIES]
+            capabilities=[csi_pb2.ControllerServiceCapability(rpc=_Rpc(type=kind)) for kind in kinds]
         )
 
     async def CreateVolume(  # noqa: N802
@@ -83,6 +91,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             migration_timeout_seconds=asked.parameters.migration_timeout_seconds,
             persistent_volume_name=asked.parameters.persistent_volume_name,
             claim=asked.parameters.claim,
+            source=asked.source,
         )
         async with self.locks.try_hold(handle):
             with self.metrics.volume_operation("create"):
@@ -99,6 +108,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                     nvme_address=self.addresses.nvme_address,
                     nvme_port=self.addresses.nvme_port,
                 ),
+                # csi-provisioner deletes a restored volume whose answer, even to a retry, does not say what it was made from.
+                content_source=_content_source(record),
             )
         )
 
@@ -112,6 +123,46 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                 record = await self.attachments.known(asked.handle, caller=None)
                 await self.volumes.delete(asked.handle, record, deadline=_deadline(context))
         return csi_pb2.DeleteVolumeResponse()
+
+    async def CreateSnapshot(  # noqa: N802
+        self, request: csi_pb2.CreateSnapshotRequest, context: grpc.aio.ServicerContext
+    ) -> csi_pb2.CreateSnapshotResponse:
+        """Take a snapshot, or find the one that an earlier call took."""
+        asked = requests.create_snapshot(request)
+        if asked.ignored:
+            _log.warning("VolumeSnapshotClass parameters without effect", extra={"parameters": asked.ignored})
+        async with self.locks.try_hold(snapshot_id_for(asked.name)), self.locks.hold(asked.source_handle):
+            with self.metrics.volume_operation("create_snapshot"):
+                source = await self.attachments.known(asked.source_handle, caller=None)
+                if source is None:
+                    raise _unknown(asked.source_handle)
+                name = await self.snapshots.create(asked.name, source, deadline=_deadline(context))
+        return csi_pb2.CreateSnapshotResponse(snapshot=_snapshot(name))
+
+    async def DeleteSnapshot(  # noqa: N802
+        self, request: csi_pb2.DeleteSnapshotRequest, context: grpc.aio.ServicerContext
+    ) -> csi_pb2.DeleteSnapshotResponse:
+        """Remove a snapshot; one that is not there is removed."""
+        snapshot_id = requests.delete_snapshot(request)
+        async with self.locks.try_hold(snapshot_id):
+            with self.metrics.volume_operation("delete_snapshot"):
+                await self.snapshots.delete(snapshot_id, deadline=_deadline(context))
+        return csi_pb2.DeleteSnapshotResponse()
+
+    async def ListSnapshots(  # noqa: N802
+        self, request: csi_pb2.ListSnapshotsRequest, context: grpc.aio.ServicerContext
+    ) -> csi_pb2.ListSnapshotsResponse:
+        """List snapshots, by id, by source or all, in pages that stay in step where snapshots come and go."""
+        asked = requests.list_snapshots(request)
+        found = await self.snapshots.list(
+            snapshot_id=asked.snapshot_id, source_handle=asked.source_handle, deadline=_deadline(context)
+        )
+        left = [name for name in found if name.id > asked.after]
+        page = left[: asked.max_entries or None]
+        return csi_pb2.ListSnapshotsResponse(
+            entries=[csi_pb2.ListSnapshotsResponse.Entry(snapshot=_snapshot(name)) for name in page],
+            next_token=page[-1].id if len(page) < len(left) else "",
+        )
 
     async def ControllerPublishVolume(  # noqa: N802
         self,
@@ -153,7 +204,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         asked = requests.validate_capabilities(request)
         record = await self.attachments.known(asked.handle, caller=None)
         if record is None:
-            raise NotFound(f"volume {asked.handle} is not known: no VolumeAttachmentRecord and no PersistentVolume names it")
+            raise _unknown(asked.handle)
         message = asked.unsupported or _unusable(record, asked)
         if message:
             return csi_pb2.ValidateVolumeCapabilitiesResponse(message=message)
@@ -198,6 +249,29 @@ def _deadline(context: grpc.aio.ServicerContext) -> float:
     """Return when the box must have answered (``time.monotonic``): a little before the caller stops waiting."""
     remaining = context.time_remaining()
     return monotonic() + (BOX_SECONDS if remaining is None else max(0.0, min(BOX_SECONDS, remaining - ANSWER_SECONDS)))
+
+
+def _unknown(handle: str) -> NotFound:
+    return NotFound(f"volume {handle} is not known: no VolumeAttachmentRecord and no PersistentVolume names it")
+
+
+def _snapshot(name: SnapshotName) -> csi_pb2.Snapshot:
+    return csi_pb2.Snapshot(
+        snapshot_id=name.id,
+        source_volume_id=name.source_handle,
+        size_bytes=name.size,
+        creation_time=Timestamp(seconds=int(name.time.timestamp())),
+        ready_to_use=True,
+    )
+
+
+def _content_source(record: Record) -> csi_pb2.VolumeContentSource | None:
+    source = record.spec.content_source
+    if source is None:
+        return None
+    if source.snapshot_id:
+        return csi_pb2.VolumeContentSource(snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id=source.snapshot_id))
+    return csi_pb2.VolumeContentSource(volume=csi_pb2.VolumeContentSource.VolumeSource(volume_id=source.volume_handle))
 
 
 def _unusable(record: Record, asked: requests.ValidateCapabilities) -> str:

@@ -84,6 +84,7 @@ STATUS_TABLE: Final[tuple[tuple[type[Exception], Any], ...]] = (
     (routeros.AlreadyThere, grpc.StatusCode.ABORTED),
     (routeros.NoSuchItem, grpc.StatusCode.ABORTED),
     (routeros.DiskInTheWay, grpc.StatusCode.ALREADY_EXISTS),
+    (routeros.SubvolumesMissing, grpc.StatusCode.FAILED_PRECONDITION),
     (routeros.Conflict, grpc.StatusCode.FAILED_PRECONDITION),
     (routeros.BoxError, grpc.StatusCode.INTERNAL),
     (routeros.InvalidName, grpc.StatusCode.INVALID_ARGUMENT),

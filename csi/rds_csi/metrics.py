@@ -17,7 +17,7 @@ ATTACHMENT_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 RECONNECT_BUCKETS: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60)
 
 STATUSES: Final = ("success", "failure")
-VOLUME_OPERATIONS: Final = ("create", "delete")
+VOLUME_OPERATIONS: Final = ("create", "delete", "create_snapshot", "delete_snapshot")
 ATTACHMENT_OPERATIONS: Final = ("attach", "attach_secondary", "detach", "detach_partial")
 
 
@@ -40,11 +40,14 @@ class ShimMetrics:
         self._monotonic = monotonic
         self.rpcs = rpc_histogram(self.registry)
         self.volume_operations = Counter(
-            "rds_csi_volume_operations_total", "Volumes created and deleted", ("operation", "status"), registry=self.registry
+            "rds_csi_volume_operations_total",
+            "Changes of volumes and snapshots on the box",
+            ("operation", "status"),
+            registry=self.registry,
         )
         self.volume_durations = Histogram(
             "rds_csi_volume_operation_duration_seconds",
-            "Seconds per creation and deletion of a volume",
+            "Seconds per change of a volume or snapshot on the box",
             ("operation",),
             buckets=VOLUME_BUCKETS,
             registry=self.registry,
@@ -96,7 +99,7 @@ class ShimMetrics:
 
     @contextmanager
     def volume_operation(self, operation: str) -> Iterator[None]:
-        """Count and time the creation (``create``) or deletion (``delete``) of a volume; an exception is a failure."""
+        """Count and time one of VOLUME_OPERATIONS; an exception is a failure."""
         started = self._monotonic()
         status = "failure"
         try:

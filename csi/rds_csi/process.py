@@ -20,10 +20,12 @@ from rds_csi.metrics import BoxLink, ShimMetrics, rpc_histogram
 from rds_csi.migration_evidence import MigrationEvidence
 from rds_csi.node import Node
 from rds_csi.parameters import check_ip_address
-from rds_csi.routeros import Box, HostKey, Transport
+from rds_csi.routeros import Box, FilePath, HostKey, Subvolumes, Transport
 from rds_csi.routeros import Settings as BoxSettings
 from rds_csi.server import CsiServer, served_methods, wait_for_signal
 from rds_csi.settings import ControllerSettings, Settings
+from rds_csi.snapshot_backend import BtrfsBackend
+from rds_csi.snapshots import Snapshots
 from rds_csi.volume_locks import VolumeLocks
 from rds_csi.volumes import Volumes
 from rds_process import exposition
@@ -60,16 +62,21 @@ async def controller(settings: ControllerSettings) -> None:
             driver=settings.driver_name,
             base_path=settings.rds_volume_base_path,
         )
+        box = Box(transport)
+        backend = BtrfsBackend(Subvolumes(transport), box, FilePath(settings.rds_volume_base_path), settings.snapshot_backend)
         service = Controller(
             attachments=attachments,
             volumes=Volumes(
                 api=api,
                 store=store,
-                box=Box(transport),
+                box=box,
+                backend=backend,
+                known=lambda handle: attachments.known(handle, caller=None),
                 slot_names=settings.slot_names,
                 nvme_port=settings.nvme_port,
                 base_path=settings.rds_volume_base_path,
             ),
+            snapshots=Snapshots(backend, box, api.clock.now),
             addresses=_addresses(settings),
             base_path=settings.rds_volume_base_path,
             metrics=metrics,
@@ -81,6 +88,7 @@ async def controller(settings: ControllerSettings) -> None:
             return good, {"api_server": ready.trouble or "ok", "box": str(transport.trouble or "ok")}
 
         await stack.enter_async_context(_background(_reconcile(attachments)))
+        await stack.enter_async_context(_background(backend.find_out()))
         await _serve(settings, [service], ready, readiness, metrics.registry, metrics.rpcs)
 
 

@@ -8,15 +8,23 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from rds_csi.capabilities import Capability, Unsupported, combine, parse_capabilities, parse_capability
-from rds_csi.errors import InvalidArgument, OutOfRange
+from rds_csi.errors import Aborted, InvalidArgument, NotFound, OutOfRange
 from rds_csi.parameters import VolumeParameters, parse_parameters
 from rds_csi.sizes import SizeOutOfRange, exact_size
 from rds_csi.spec import csi_pb2
 from rds_records.names import check_handle, check_node_name
+from rds_records.record import ContentSource
+from rds_records.volume_layout import is_snapshot_id
 
 MAX_STRING: Final = 128
 MAX_MAP: Final = 4096
 """Bytes (CSI spec, "Size Limits"); of a map, all keys and values together."""
+
+SNAPSHOT_IGNORED: Final = ("volumePath",)
+"""The Go driver's one VolumeSnapshotClass parameter: a snapshot lies beside its volume here."""
+
+SNAPSHOT_EXTRAS: Final = "csi.storage.k8s.io/"
+"""What csi-snapshotter adds with --extra-create-metadata, and the keys of secrets that it takes out itself."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 
@@ -38,6 +46,31 @@ class CreateVolume:
     """The one that covers all."""
 
     parameters: VolumeParameters
+    source: ContentSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSnapshot:
+    """A snapshot that is wanted."""
+
+    name: str
+    """As the CO suggests it; not yet the id."""
+
+    source_handle: str
+    ignored: tuple[str, ...] = ()
+    """Parameters that were given and have no effect; worth a warning."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListSnapshots:
+    """Which snapshots are asked for; empty and 0 where there is no bound."""
+
+    snapshot_id: str
+    source_handle: str
+    after: str
+    """The id of the last snapshot of the page before."""
+
+    max_entries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +124,7 @@ def create_volume(request: csi_pb2.CreateVolumeRequest, *, base_path: str) -> Cr
         raise OutOfRange(str(error)) from error
     if not _NAME.fullmatch(request.name):
         raise InvalidArgument(f"name {request.name[:140]!r} is not valid: 1 to {MAX_STRING} letters, digits and inner ._-")
-    if request.HasField("volume_content_source"):
-        raise InvalidArgument("volume_content_source: snapshots and clones are not offered yet")
+    source = _content_source(request)
     if request.HasField("accessibility_requirements"):
         raise InvalidArgument(
             "accessibility_requirements: topology is not offered; run csi-provisioner with --feature-gates=Topology=false"
@@ -102,7 +134,67 @@ def create_volume(request: csi_pb2.CreateVolumeRequest, *, base_path: str) -> Cr
     _check_map("parameters", request.parameters)
     _check_map("secrets", request.secrets)
     parameters = parse_parameters(request.parameters, base_path=base_path)
-    return CreateVolume(name=request.name, capacity_bytes=capacity, limit_bytes=limit, capability=capability, parameters=parameters)
+    return CreateVolume(
+        name=request.name,
+        capacity_bytes=capacity,
+        limit_bytes=limit,
+        capability=capability,
+        parameters=parameters,
+        source=source,
+    )
+
+
+def create_snapshot(request: csi_pb2.CreateSnapshotRequest) -> CreateSnapshot:
+    """Return what CreateSnapshot asks for; raises InvalidArgument."""
+    if not request.name:
+        raise InvalidArgument("name is missing")
+    if not request.source_volume_id:
+        raise InvalidArgument("source_volume_id is missing")
+    if not _NAME.fullmatch(request.name):
+        raise InvalidArgument(f"name {request.name[:140]!r} is not valid: 1 to {MAX_STRING} letters, digits and inner ._-")
+    handle = _handle(request.source_volume_id)
+    _check_map("parameters", request.parameters)
+    _check_map("secrets", request.secrets)
+    unknown = [key for key in request.parameters if key not in SNAPSHOT_IGNORED and not key.startswith(SNAPSHOT_EXTRAS)]
+    if unknown:
+        raise InvalidArgument(f"VolumeSnapshotClass parameter {unknown[0][:60]!r} is unknown; there are none to give")
+    ignored = tuple(key for key in SNAPSHOT_IGNORED if key in request.parameters)
+    return CreateSnapshot(request.name, handle, ignored)
+
+
+def delete_snapshot(request: csi_pb2.DeleteSnapshotRequest) -> str:
+    """Return the id of the snapshot that is to go, which need not be one of ours; raises InvalidArgument where there is none."""
+    if not request.snapshot_id:
+        raise InvalidArgument("snapshot_id is missing")
+    _check_map("secrets", request.secrets)
+    return request.snapshot_id
+
+
+def list_snapshots(request: csi_pb2.ListSnapshotsRequest) -> ListSnapshots:
+    """Return which snapshots ListSnapshots asks for; raises InvalidArgument, and Aborted for a token that is none of ours."""
+    if request.max_entries < 0:
+        raise InvalidArgument(f"max_entries is {request.max_entries}; it must not be negative")
+    if request.starting_token and not is_snapshot_id(request.starting_token):
+        raise Aborted(f"starting_token {request.starting_token[:140]!r} is none that was given out; list from the beginning")
+    _check_map("secrets", request.secrets)
+    return ListSnapshots(request.snapshot_id, request.source_volume_id, request.starting_token, request.max_entries)
+
+
+def _content_source(request: csi_pb2.CreateVolumeRequest) -> ContentSource | None:
+    if not request.HasField("volume_content_source"):
+        return None
+    source = request.volume_content_source
+    match source.WhichOneof("type"):
+        case "snapshot":
+            snapshot_id = source.snapshot.snapshot_id
+            if not snapshot_id:
+                raise InvalidArgument("volume_content_source: snapshot_id is missing")
+            if not is_snapshot_id(snapshot_id):
+                raise NotFound(f"there is no snapshot {snapshot_id[:140]!r}: this driver gives out no such ids")
+            return ContentSource(snapshot_id=snapshot_id)
+        case "volume":
+            return ContentSource(volume_handle=_handle(source.volume.volume_id))
+    raise InvalidArgument("volume_content_source: neither a snapshot nor a volume is named")
 
 
 def delete_volume(request: csi_pb2.DeleteVolumeRequest) -> DeleteVolume:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rds_csi.parameters import DEFAULT_NVME_PORT
 from rds_csi.server import DRAIN_SECONDS
+from rds_csi.snapshot_mode import SnapshotMode
 from rds_records.imports import DEFAULT_BASE_PATH
 from rds_records.names import DRIVER_NAME, SlotNames
 
@@ -46,5 +47,6 @@ class ControllerSettings(Settings):
 
     nvme_port: int = DEFAULT_NVME_PORT
     slot_names: SlotNames = SlotNames.HANDLE
+    snapshot_backend: SnapshotMode = SnapshotMode.AUTO
     kubeconfig: str = ""
     """Empty: as a pod reaches its API server."""
