@@ -32,8 +32,8 @@ may be on two nodes for as long as a KubeVirt live migration takes.
 
 CONTROLLER: Final = """\
 Serve the CSI Identity and Controller services, beside csi-provisioner, csi-attacher, csi-resizer and csi-snapshotter. Who may use a
-volume is read from and written to its VolumeAttachmentRecord (kubectl get var); the box is reached over SSH for volumes and snapshots,
-never to attach. Any number of replicas may run. It starts, attaches and detaches while the box is away.
+volume is read from and written to its VolumeAttachmentRecord (kubectl get var); the box is reached over SSH for volumes and
+snapshots, never to attach. Any number of replicas may run. It starts, attaches and detaches while the box is away.
 """
 
 NODE: Final = """\

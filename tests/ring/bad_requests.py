@@ -216,12 +216,10 @@ NEGATIVE_RANGES = st.one_of(
     st.tuples(st.integers(-(2**63), -1), st.integers(-(2**63), 2**63 - 1)),
     st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), -1)),
 )
-SOURCES = st.sampled_from(
-    [
-        csi_pb2.VolumeContentSource(),
-        csi_pb2.VolumeContentSource(snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id="snap-1")),
-        csi_pb2.VolumeContentSource(volume=csi_pb2.VolumeContentSource.VolumeSource(volume_id="pvc-1")),
-    ]
+SOURCES = st.one_of(
+    st.just(csi_pb2.VolumeContentSource()),
+    st.just(csi_pb2.VolumeContentSource(snapshot=csi_pb2.VolumeContentSource.SnapshotSource())),
+    HANDLES.map(lambda one: csi_pb2.VolumeContentSource(volume=csi_pb2.VolumeContentSource.VolumeSource(volume_id=one))),
 )
 
 

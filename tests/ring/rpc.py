@@ -80,20 +80,42 @@ class Csi:
         limit: int = 0,
         capability: csi_pb2.VolumeCapability = RWX,
         parameters: Mapping[str, str] | None = None,
+        snapshot: str = "",
+        clone: str = "",
         timeout: float | None = None,
     ) -> Any:
-        """CreateVolume; returns the Volume. ``AnyTwoNodes`` unless the parameters say otherwise."""
+        """CreateVolume, empty or from a snapshot or volume; returns the Volume. ``AnyTwoNodes`` unless parameters are given."""
         request = csi_pb2.CreateVolumeRequest(
             name=name,
             capacity_range=csi_pb2.CapacityRange(required_bytes=size, limit_bytes=limit),
             volume_capabilities=[capability],
             parameters={"dualAttachPolicy": "AnyTwoNodes"} if parameters is None else dict(parameters),
+            volume_content_source=content_source(snapshot, clone),
         )
         return self.call(self.controller.CreateVolume, request, timeout=timeout).volume
 
     def delete(self, handle: str, *, timeout: float | None = None) -> None:
         """DeleteVolume."""
         self.call(self.controller.DeleteVolume, csi_pb2.DeleteVolumeRequest(volume_id=handle), timeout=timeout)
+
+    def snapshot(self, name: str, source: str, *, timeout: float | None = None) -> Any:
+        """CreateSnapshot; returns the Snapshot."""
+        request = csi_pb2.CreateSnapshotRequest(name=name, source_volume_id=source)
+        return self.call(self.controller.CreateSnapshot, request, timeout=timeout).snapshot
+
+    def delete_snapshot(self, snapshot: str) -> None:
+        """DeleteSnapshot."""
+        self.call(self.controller.DeleteSnapshot, csi_pb2.DeleteSnapshotRequest(snapshot_id=snapshot))
+
+    def snapshots(self, **asked: Any) -> tuple[list[Any], str]:
+        """ListSnapshots with these fields; returns the Snapshots of one page and the token of the next."""
+        answer = self.call(self.controller.ListSnapshots, csi_pb2.ListSnapshotsRequest(**asked))
+        return [entry.snapshot for entry in answer.entries], answer.next_token
+
+    def capabilities(self) -> set[str]:
+        """ControllerGetCapabilities; returns the names of the RPCs."""
+        answer = self.call(self.controller.ControllerGetCapabilities, csi_pb2.ControllerGetCapabilitiesRequest())
+        return {csi_pb2.ControllerServiceCapability.RPC.Type.Name(one.rpc.type) for one in answer.capabilities}
 
     def publish(
         self,
@@ -118,6 +140,13 @@ class Csi:
     def publish_code(self, handle: str, node: str, capability: csi_pb2.VolumeCapability = RWX) -> str:
         """Publish, and return the status code's name."""
         return code_of(lambda: self.publish(handle, node, capability))
+
+
+def content_source(snapshot: str, clone: str) -> csi_pb2.VolumeContentSource | None:
+    """Return what a volume is to be made from, if anything."""
+    if snapshot:
+        return csi_pb2.VolumeContentSource(snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id=snapshot))
+    return csi_pb2.VolumeContentSource(volume=csi_pb2.VolumeContentSource.VolumeSource(volume_id=clone)) if clone else None
 
 
 def code_of(call: Any) -> str:

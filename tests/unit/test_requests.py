@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rds_csi import requests
-from rds_csi.errors import InvalidArgument, OutOfRange
+from rds_csi.errors import Aborted, InvalidArgument, OutOfRange
+from rds_csi.requests import create_snapshot, delete_snapshot, list_snapshots
 from rds_csi.sizes import GIB, MIB, TIB
 from rds_csi.spec import csi_pb2
 from rds_records.names import check_handle, check_node_name
@@ -67,7 +68,7 @@ def test_checks_come_in_the_reference_order() -> None:
     request = csi_pb2.CreateVolumeRequest(
         capacity_range=csi_pb2.CapacityRange(required_bytes=17 * TIB), parameters={"migrationTimeoutSeconds": "abc"}
     )
-    request.volume_content_source.volume.volume_id = "x"
+    request.volume_content_source.volume.volume_id = ""
 
     def said() -> str:
         with pytest.raises((InvalidArgument, OutOfRange)) as caught:
@@ -84,7 +85,7 @@ def test_checks_come_in_the_reference_order() -> None:
     request.capacity_range.required_bytes = GIB
     assert said().startswith("name 'bad name'")
     request.name = "good-name"
-    assert said().startswith("volume_content_source")
+    assert said() == "volume_id is missing"
     request.ClearField("volume_content_source")
     assert said().startswith("StorageClass parameter migrationTimeoutSeconds 'abc'")
 
@@ -302,3 +303,36 @@ def test_any_validate_request_is_understood_or_refused(request: csi_pb2.Validate
     if asked := answer(lambda: requests.validate_capabilities(request)):
         check_handle(asked.handle)
         assert bool(asked.capabilities) != bool(asked.unsupported)
+
+
+def test_a_snapshot_names_itself_and_its_source() -> None:
+    asked = create_snapshot(csi_pb2.CreateSnapshotRequest(name="snapshot-1", source_volume_id=HANDLE))
+    assert (asked.name, asked.source_handle, asked.ignored) == ("snapshot-1", HANDLE, ())
+
+
+def test_parameters_of_a_snapshot_class_are_refused_but_for_the_go_drivers() -> None:
+    request = csi_pb2.CreateSnapshotRequest(name="snapshot-1", source_volume_id=HANDLE)
+    request.parameters.update({"volumePath": "/storage-pool/x", "csi.storage.k8s.io/volumesnapshot/name": "mine"})
+    assert create_snapshot(request).ignored == ("volumePath",)
+    request.parameters["speed"] = "fast"
+    with pytest.raises(InvalidArgument, match="speed"):
+        create_snapshot(request)
+
+
+@pytest.mark.parametrize(("name", "source"), [("", HANDLE), ("a;b", HANDLE), ("snapshot-1", ""), ("snapshot-1", "a;b")])
+def test_a_snapshot_without_a_name_or_source_is_refused(name: str, source: str) -> None:
+    with pytest.raises(InvalidArgument):
+        create_snapshot(csi_pb2.CreateSnapshotRequest(name=name, source_volume_id=source))
+
+
+def test_a_negative_page_of_snapshots_is_refused_and_a_strange_token_aborts() -> None:
+    with pytest.raises(InvalidArgument):
+        list_snapshots(csi_pb2.ListSnapshotsRequest(max_entries=-1))
+    with pytest.raises(Aborted):
+        list_snapshots(csi_pb2.ListSnapshotsRequest(starting_token="17"))
+
+
+def test_any_snapshot_id_may_be_deleted_but_none() -> None:
+    assert delete_snapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id="whatever it is")) == "whatever it is"
+    with pytest.raises(InvalidArgument):
+        delete_snapshot(csi_pb2.DeleteSnapshotRequest())
