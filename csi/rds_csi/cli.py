@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
+from rds_csi.capacity import Reserve
 from rds_csi.identity import check_driver_name
 from rds_csi.parameters import DEFAULT_NVME_PORT, check_base_path, check_ip_address
 from rds_csi.server import parse_endpoint
@@ -121,6 +122,13 @@ def _controller(flags: argparse.ArgumentParser, environment: Mapping[str, str]) 
         default=SnapshotMode.AUTO.value,
         choices=[mode.value for mode in SnapshotMode],
     )
+    add(
+        "--pool-reserve",
+        "what GetCapacity keeps free of the pool, a size or a share of it",
+        default="5%",
+        metavar="SIZE",
+        kind=Reserve.parse,
+    )
     add("--kubeconfig", "how to reach the API server; empty: as a pod does", metavar="FILE", variables=["KUBECONFIG"])
 
 
@@ -177,6 +185,7 @@ def read(argv: Sequence[str] | None, environment: Mapping[str, str]) -> tuple[Se
         nvme_address=chosen.nvme_address,
         nvme_port=chosen.nvme_port,
         slot_names=SlotNames(chosen.slot_names),
+        pool_reserve=chosen.pool_reserve,
         snapshot_backend=SnapshotMode(chosen.snapshot_backend),
         kubeconfig=chosen.kubeconfig,
     )

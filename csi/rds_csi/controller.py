@@ -11,12 +11,15 @@ from time import monotonic
 import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.wrappers_pb2 import Int64Value
 
 from rds_csi import requests
 from rds_csi.attachments import CONFLICTS, Attachments, AttachRefused, rejection
-from rds_csi.errors import FailedPrecondition, NotFound
+from rds_csi.capacity import NO_RESERVE, Reserve, offer
+from rds_csi.errors import FailedPrecondition, NotFound, Unavailable
 from rds_csi.metrics import ShimMetrics
 from rds_csi.parameters import publish_context, volume_context
+from rds_csi.routeros import FilePath, NoSuchItem
 from rds_csi.snapshots import Snapshots
 from rds_csi.spec import csi_pb2, csi_pb2_grpc
 from rds_csi.volume_locks import VolumeLocks
@@ -31,7 +34,14 @@ _Rpc = csi_pb2.ControllerServiceCapability.RPC
 SNAPSHOT_CAPABILITIES = (_Rpc.CREATE_DELETE_SNAPSHOT, _Rpc.LIST_SNAPSHOTS, _Rpc.CLONE_VOLUME)
 """What is served where the box keeps snapshots."""
 
-CAPABILITIES = (_Rpc.CREATE_DELETE_VOLUME, _Rpc.PUBLISH_UNPUBLISH_VOLUME, _Rpc.SINGLE_NODE_MULTI_WRITER)
+CAPABILITIES = (
+    _Rpc.CREATE_DELETE_VOLUME,
+    _Rpc.PUBLISH_UNPUBLISH_VOLUME,
+    # Not LIST_VOLUMES_PUBLISHED_NODES: csi-attacher would publish again, by itself, whatever a list does not name.
+    _Rpc.LIST_VOLUMES,
+    _Rpc.GET_CAPACITY,
+    _Rpc.SINGLE_NODE_MULTI_WRITER,
+)
 """What is served in any case; nothing is advertised that is not."""
 
 
@@ -62,6 +72,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
     base_path: str
     metrics: ShimMetrics
     locks: VolumeLocks
+    reserve: Reserve = NO_RESERVE
 
     async def ControllerGetCapabilities(self, request: Message, context: object) -> Message:  # noqa: ARG002, N802
         """Say which controller RPCs are served; the box has a say in some of them."""
@@ -148,6 +159,48 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             with self.metrics.volume_operation("delete_snapshot"):
                 await self.snapshots.delete(snapshot_id, deadline=_deadline(context))
         return csi_pb2.DeleteSnapshotResponse()
+
+    async def ListVolumes(  # noqa: N802
+        self,
+        request: csi_pb2.ListVolumesRequest,
+        context: object,  # noqa: ARG002
+    ) -> csi_pb2.ListVolumesResponse:
+        """List the volumes that have records, in pages that stay in step where volumes come and go."""
+        asked = requests.list_volumes(request)
+        records = [record for record in await self.volumes.store.list() if record.initialized and not record.status.deleting]
+        left = sorted((record for record in records if record.handle > asked.after), key=lambda record: record.handle)
+        page = left[: asked.max_entries or None]
+        return csi_pb2.ListVolumesResponse(
+            entries=[
+                csi_pb2.ListVolumesResponse.Entry(
+                    volume=csi_pb2.Volume(
+                        volume_id=record.handle,
+                        capacity_bytes=record.spec.capacity_bytes,
+                        content_source=_content_source(record),
+                    )
+                )
+                for record in page
+            ],
+            next_token=page[-1].handle if len(page) < len(left) else "",
+        )
+
+    async def GetCapacity(  # noqa: N802
+        self, request: csi_pb2.GetCapacityRequest, context: grpc.aio.ServicerContext
+    ) -> csi_pb2.GetCapacityResponse:
+        """Say how much of the pool new volumes may take; the box is asked, and what it does not say is never 0."""
+        asked = requests.get_capacity(request, base_path=self.base_path)
+        if not asked.offered:
+            return csi_pb2.GetCapacityResponse(available_capacity=0)
+        try:
+            pool = await self.volumes.box.capacity(FilePath(asked.directory).mount_point, deadline=_deadline(context))
+        except NoSuchItem as error:
+            raise Unavailable(f"the pool of {asked.directory} cannot be measured: {error}") from error
+        room = offer(pool.size, pool.free, self.reserve)
+        return csi_pb2.GetCapacityResponse(
+            available_capacity=room.available,
+            minimum_volume_size=Int64Value(value=room.smallest),
+            maximum_volume_size=Int64Value(value=room.largest),
+        )
 
     async def ListSnapshots(  # noqa: N802
         self, request: csi_pb2.ListSnapshotsRequest, context: grpc.aio.ServicerContext

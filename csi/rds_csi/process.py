@@ -81,6 +81,7 @@ async def controller(settings: ControllerSettings) -> None:
             base_path=settings.rds_volume_base_path,
             metrics=metrics,
             locks=VolumeLocks(),
+            reserve=settings.pool_reserve,
         )
 
         async def readiness() -> exposition.Readiness:

@@ -74,6 +74,27 @@ class ListSnapshots:
 
 
 @dataclass(frozen=True, slots=True)
+class ListVolumes:
+    """Which page of volumes is asked for; empty and 0 where there is no bound."""
+
+    after: str
+    """The handle of the last volume of the page before."""
+
+    max_entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class GetCapacity:
+    """A question how much room there is."""
+
+    directory: str
+    """Where volumes of that StorageClass would lie."""
+
+    offered: bool
+    """Whether volumes can be made for all of the capabilities at all."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteVolume:
     """A volume that is to go."""
 
@@ -178,6 +199,31 @@ def list_snapshots(request: csi_pb2.ListSnapshotsRequest) -> ListSnapshots:
         raise Aborted(f"starting_token {request.starting_token[:140]!r} is none that was given out; list from the beginning")
     _check_map("secrets", request.secrets)
     return ListSnapshots(request.snapshot_id, request.source_volume_id, request.starting_token, request.max_entries)
+
+
+def list_volumes(request: csi_pb2.ListVolumesRequest) -> ListVolumes:
+    """Return which volumes ListVolumes asks for; raises InvalidArgument, and Aborted for a token that is none of ours."""
+    if request.max_entries < 0:
+        raise InvalidArgument(f"max_entries is {request.max_entries}; it must not be negative")
+    if request.starting_token:
+        try:
+            check_handle(request.starting_token)
+        except ValueError as error:
+            raise Aborted(
+                f"starting_token {request.starting_token[:140]!r} is none that was given out; list from the beginning"
+            ) from error
+    return ListVolumes(request.starting_token, request.max_entries)
+
+
+def get_capacity(request: csi_pb2.GetCapacityRequest, *, base_path: str) -> GetCapacity:
+    """Return what GetCapacity asks; raises InvalidArgument for parameters that CreateVolume would refuse."""
+    _check_map("parameters", request.parameters)
+    parameters = parse_parameters(request.parameters, base_path=base_path)
+    try:
+        offered = not request.volume_capabilities or bool(combine(parse_capabilities(request.volume_capabilities)))
+    except InvalidArgument:
+        offered = False
+    return GetCapacity(parameters.volume_path, offered)
 
 
 def _content_source(request: csi_pb2.CreateVolumeRequest) -> ContentSource | None:

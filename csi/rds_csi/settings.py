@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rds_csi.capacity import NO_RESERVE, Reserve
 from rds_csi.parameters import DEFAULT_NVME_PORT
 from rds_csi.server import DRAIN_SECONDS
 from rds_csi.snapshot_mode import SnapshotMode
@@ -48,5 +49,6 @@ class ControllerSettings(Settings):
     nvme_port: int = DEFAULT_NVME_PORT
     slot_names: SlotNames = SlotNames.HANDLE
     snapshot_backend: SnapshotMode = SnapshotMode.AUTO
+    pool_reserve: Reserve = NO_RESERVE
     kubeconfig: str = ""
     """Empty: as a pod reaches its API server."""

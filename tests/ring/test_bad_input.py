@@ -299,7 +299,7 @@ class Matching(str):
 @pytest.mark.parametrize(
     "request_type",
     [
-        csi_pb2.ListVolumesRequest, csi_pb2.GetCapacityRequest, csi_pb2.GetSnapshotRequest,
+        csi_pb2.GetSnapshotRequest,
         csi_pb2.ControllerExpandVolumeRequest, csi_pb2.ControllerModifyVolumeRequest,
     ],
 )  # fmt: skip
