@@ -36,9 +36,14 @@ class SlotNames(StrEnum):
 
 def check_handle(handle: str) -> str:
     """Return the volume handle unchanged, or raise ValueError where it is none that this driver can have given out."""
-    if not _HANDLE.fullmatch(handle):
+    if not is_handle(handle):
         raise ValueError(f"volume id {handle[:140]!r} is not valid: 1 to {MAX_HANDLE_LENGTH} letters, digits and inner hyphens")
     return handle
+
+
+def is_handle(text: str) -> bool:
+    """Tell whether this driver can have given out this volume handle."""
+    return _HANDLE.fullmatch(text) is not None
 
 
 def check_node_name(node: str) -> str:

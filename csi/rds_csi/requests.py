@@ -12,7 +12,7 @@ from rds_csi.errors import Aborted, InvalidArgument, NotFound, OutOfRange
 from rds_csi.parameters import VolumeParameters, parse_parameters
 from rds_csi.sizes import SizeOutOfRange, exact_size
 from rds_csi.spec import csi_pb2
-from rds_records.names import check_handle, check_node_name
+from rds_records.names import check_handle, check_node_name, is_handle
 from rds_records.record import ContentSource
 from rds_records.volume_layout import is_snapshot_id
 
@@ -25,6 +25,9 @@ SNAPSHOT_IGNORED: Final = ("volumePath",)
 
 SNAPSHOT_EXTRAS: Final = "csi.storage.k8s.io/"
 """What csi-snapshotter adds with --extra-create-metadata, and the keys of secrets that it takes out itself."""
+
+PAGE_TOKEN: Final = "after:"
+"""What the token of a page of volumes begins with; the handle of the last volume of the page before follows."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 
@@ -205,14 +208,10 @@ def list_volumes(request: csi_pb2.ListVolumesRequest) -> ListVolumes:
     """Return which volumes ListVolumes asks for; raises InvalidArgument, and Aborted for a token that is none of ours."""
     if request.max_entries < 0:
         raise InvalidArgument(f"max_entries is {request.max_entries}; it must not be negative")
-    if request.starting_token:
-        try:
-            check_handle(request.starting_token)
-        except ValueError as error:
-            raise Aborted(
-                f"starting_token {request.starting_token[:140]!r} is none that was given out; list from the beginning"
-            ) from error
-    return ListVolumes(request.starting_token, request.max_entries)
+    after = request.starting_token.removeprefix(PAGE_TOKEN)
+    if request.starting_token and (after == request.starting_token or not is_handle(after)):
+        raise Aborted(f"starting_token {request.starting_token[:140]!r} is none that was given out; list from the beginning")
+    return ListVolumes(after, request.max_entries)
 
 
 def get_capacity(request: csi_pb2.GetCapacityRequest, *, base_path: str) -> GetCapacity:

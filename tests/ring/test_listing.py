@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -65,7 +66,8 @@ def test_pages_of_volumes_stay_in_step_while_volumes_go(csi: Csi, make_volume: C
 
 
 def test_a_token_that_nobody_gave_out_aborts_and_a_negative_page_is_invalid(csi: Csi) -> None:
-    assert refused(lambda: volumes(csi, starting_token="a token;")) == "ABORTED"
+    for token in ("invalid-token", "after:a token;"):
+        assert refused(partial(volumes, csi, starting_token=token)) == "ABORTED"
     assert refused(lambda: volumes(csi, max_entries=-1)) == "INVALID_ARGUMENT"
 
 
