@@ -181,7 +181,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
                 )
                 for record in page
             ],
-            next_token=f"{requests.PAGE_TOKEN}{page[-1].handle}" if len(page) < len(left) else "",
+            next_token=f"{requests.PAGE_AFTER}{page[-1].handle}" if len(page) < len(left) else "",
         )
 
     async def GetCapacity(  # noqa: N802

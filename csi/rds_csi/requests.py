@@ -26,7 +26,7 @@ SNAPSHOT_IGNORED: Final = ("volumePath",)
 SNAPSHOT_EXTRAS: Final = "csi.storage.k8s.io/"
 """What csi-snapshotter adds with --extra-create-metadata, and the keys of secrets that it takes out itself."""
 
-PAGE_TOKEN: Final = "after:"
+PAGE_AFTER: Final = "after:"
 """What the token of a page of volumes begins with; the handle of the last volume of the page before follows."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
@@ -208,7 +208,7 @@ def list_volumes(request: csi_pb2.ListVolumesRequest) -> ListVolumes:
     """Return which volumes ListVolumes asks for; raises InvalidArgument, and Aborted for a token that is none of ours."""
     if request.max_entries < 0:
         raise InvalidArgument(f"max_entries is {request.max_entries}; it must not be negative")
-    after = request.starting_token.removeprefix(PAGE_TOKEN)
+    after = request.starting_token.removeprefix(PAGE_AFTER)
     if request.starting_token and (after == request.starting_token or not is_handle(after)):
         raise Aborted(f"starting_token {request.starting_token[:140]!r} is none that was given out; list from the beginning")
     return ListVolumes(after, request.max_entries)
