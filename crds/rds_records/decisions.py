@@ -39,6 +39,8 @@ class Reason(StrEnum):
     INCONSISTENT = "Inconsistent"
     LATE_DETACH = "LateDetach"
     STILL_ATTACHED = "StillAttached"
+    MIGRATING = "Migrating"
+    EXPANDING = "Expanding"
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,6 +264,13 @@ class Refusal(_Part):
     """The VM whose pod waits for the volume, where that is known."""
 
 
+class Expansion(_Part):
+    """A growth that is under way, void after ``until_time``."""
+
+    capacity_bytes: int
+    until_time: Time
+
+
 class Condition(_Part):
     """A metav1.Condition."""
 
@@ -283,6 +290,7 @@ class Status(_Part):
     deleting: bool | None = None
     removed_from_box: bool | None = None
     """Disk and file are gone; the record stays only for what is left to report."""
+    expansion: Expansion | None = None
     attachments: tuple[Attachment, ...] = ()
     migration: Window | None = None
     history: tuple[ClosedWindow, ...] = ()

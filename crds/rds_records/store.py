@@ -111,6 +111,28 @@ class RecordStore:
             record = await self.reread(record)
         raise Contended(f"record {record.metadata.name} changed under {ATTEMPTS} attempts to write it; try again")
 
+    async def change_spec(self, record: Record, decide: Callable[[Record], Record]) -> Record:
+        """Write the spec that ``decide`` makes of the record; after a lost or doubtful write read again and decide again.
+
+        ``decide`` returns what it is given where there is nothing to write, as after a write whose answer was lost. Raises as
+        ``change``.
+        """
+        doubt: ApiUnavailable | None = None
+        for _ in range(ATTEMPTS):
+            changed = decide(record)
+            if changed.spec == record.spec:
+                return record
+            try:
+                return await self.write(changed)
+            except WriteConflict:
+                pass
+            except ApiUnavailable as error:
+                if doubt or error.status is not None:
+                    raise
+                doubt = error
+            record = await self.reread(record)
+        raise Contended(f"record {record.metadata.name} changed under {ATTEMPTS} attempts to write it; try again")
+
     async def reread(self, record: Record) -> Record:
         """Return the newest version; raises ObjectNotFound where the object is gone or another took its name."""
         newest = Record.from_json(await self.api.get(_path(record.metadata.name)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from rds_records import messages
+from rds_records import expansion, messages
 from rds_records.conditions import settled
 from rds_records.decisions import Code, Decided, Reason, Refused
 from rds_records.evidence_condition import with_evidence_read
@@ -95,6 +95,7 @@ def attach(
     refusal = (
         _refuse_volume_mode(record, access)
         or _refuse_other_nodes(record, node, access)
+        or expansion.refuse_second_node(record, node, now)
         or _refuse_without_migration(record, node, evidence)
         or _refuse_node(record, node, node_exists)
     )

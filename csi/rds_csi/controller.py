@@ -17,6 +17,7 @@ from rds_csi import requests
 from rds_csi.attachments import CONFLICTS, Attachments, AttachRefused, rejection
 from rds_csi.capacity import NO_RESERVE, Reserve, offer
 from rds_csi.errors import FailedPrecondition, NotFound, Unavailable
+from rds_csi.expansions import Expansions
 from rds_csi.metrics import ShimMetrics
 from rds_csi.parameters import publish_context, volume_context
 from rds_csi.routeros import FilePath, NoSuchItem
@@ -24,6 +25,7 @@ from rds_csi.snapshots import Snapshots
 from rds_csi.spec import csi_pb2, csi_pb2_grpc
 from rds_csi.volume_locks import VolumeLocks
 from rds_csi.volumes import NewVolume, Volumes
+from rds_records.expansion import node_must_follow
 from rds_records.names import handle_for
 from rds_records.record import Record, VolumeMode
 from rds_records.volume_layout import SnapshotName, snapshot_id_for
@@ -40,6 +42,7 @@ CAPABILITIES = (
     # Not LIST_VOLUMES_PUBLISHED_NODES: csi-attacher would publish again, by itself, whatever a list does not name.
     _Rpc.LIST_VOLUMES,
     _Rpc.GET_CAPACITY,
+    _Rpc.EXPAND_VOLUME,
     _Rpc.SINGLE_NODE_MULTI_WRITER,
 )
 """What is served in any case; nothing is advertised that is not."""
@@ -67,6 +70,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
 
     attachments: Attachments
     volumes: Volumes
+    expansions: Expansions
     snapshots: Snapshots
     addresses: Addresses
     base_path: str
@@ -159,6 +163,23 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             with self.metrics.volume_operation("delete_snapshot"):
                 await self.snapshots.delete(snapshot_id, deadline=_deadline(context))
         return csi_pb2.DeleteSnapshotResponse()
+
+    async def ControllerExpandVolume(  # noqa: N802
+        self, request: csi_pb2.ControllerExpandVolumeRequest, context: grpc.aio.ServicerContext
+    ) -> csi_pb2.ControllerExpandVolumeResponse:
+        """Make a volume larger, or find it so; the answer to a retry asks for the node's part again, which may have been lost."""
+        asked = requests.expand_volume(request)
+        async with self.locks.try_hold(asked.handle):
+            with self.metrics.volume_operation("expand"):
+                record = await self.attachments.known(asked.handle, caller=None)
+                if record is None:
+                    raise _unknown(asked.handle)
+                record = await self.expansions.expand(
+                    record, asked.capacity_bytes, limit=asked.limit_bytes, deadline=_deadline(context)
+                )
+        return csi_pb2.ControllerExpandVolumeResponse(
+            capacity_bytes=record.spec.capacity_bytes, node_expansion_required=node_must_follow(record)
+        )
 
     async def ListVolumes(  # noqa: N802
         self,

@@ -17,7 +17,7 @@ ATTACHMENT_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 RECONNECT_BUCKETS: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60)
 
 STATUSES: Final = ("success", "failure")
-VOLUME_OPERATIONS: Final = ("create", "delete", "create_snapshot", "delete_snapshot")
+VOLUME_OPERATIONS: Final = ("create", "delete", "expand", "create_snapshot", "delete_snapshot")
 ATTACHMENT_OPERATIONS: Final = ("attach", "attach_secondary", "detach", "detach_partial")
 
 

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from rds_csi.attachments import Attachments
 from rds_csi.controller import Addresses, Controller
+from rds_csi.expansions import Expansions
 from rds_csi.identity import Identity, Readiness
 from rds_csi.interceptors import RpcInterceptor
 from rds_csi.metrics import BoxLink, ShimMetrics, rpc_histogram
@@ -76,6 +77,7 @@ async def controller(settings: ControllerSettings) -> None:
                 nvme_port=settings.nvme_port,
                 base_path=settings.rds_volume_base_path,
             ),
+            expansions=Expansions(store, box, api.clock),
             snapshots=Snapshots(backend, box, api.clock.now),
             addresses=_addresses(settings),
             base_path=settings.rds_volume_base_path,

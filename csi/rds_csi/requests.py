@@ -98,6 +98,15 @@ class GetCapacity:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpandVolume:
+    """A volume that is to grow; sizes in bytes, ``limit_bytes`` is 0 where there is none."""
+
+    handle: str
+    capacity_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteVolume:
     """A volume that is to go."""
 
@@ -247,6 +256,26 @@ def delete_volume(request: csi_pb2.DeleteVolumeRequest) -> DeleteVolume:
     handle = _handle(request.volume_id)
     _check_map("secrets", request.secrets)
     return DeleteVolume(handle)
+
+
+def expand_volume(request: csi_pb2.ControllerExpandVolumeRequest) -> ExpandVolume:
+    """Return what ControllerExpandVolume asks for; raises InvalidArgument, or OutOfRange where no size fits."""
+    handle = _handle(request.volume_id)
+    if not request.HasField("capacity_range"):
+        raise InvalidArgument("capacity_range is missing")
+    required, limit = request.capacity_range.required_bytes, request.capacity_range.limit_bytes
+    if required < 0 or limit < 0:
+        raise InvalidArgument("capacity_range is negative")
+    if required == 0:
+        raise InvalidArgument("capacity_range: required_bytes is missing")
+    try:
+        capacity = exact_size(required, limit)
+    except SizeOutOfRange as error:
+        raise OutOfRange(str(error)) from error
+    if request.HasField("volume_capability"):
+        parse_capability(request.volume_capability)
+    _check_map("secrets", request.secrets)
+    return ExpandVolume(handle, capacity, limit)
 
 
 def controller_publish(request: csi_pb2.ControllerPublishVolumeRequest) -> ControllerPublish:

@@ -300,7 +300,7 @@ class Matching(str):
     "request_type",
     [
         csi_pb2.GetSnapshotRequest,
-        csi_pb2.ControllerExpandVolumeRequest, csi_pb2.ControllerModifyVolumeRequest,
+        csi_pb2.ControllerModifyVolumeRequest,
     ],
 )  # fmt: skip
 def test_what_is_not_offered_is_unimplemented_whatever_is_in_it(request_type: Any, world: World) -> None:
