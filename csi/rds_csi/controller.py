@@ -43,6 +43,7 @@ CAPABILITIES = (
     _Rpc.LIST_VOLUMES,
     _Rpc.GET_CAPACITY,
     _Rpc.EXPAND_VOLUME,
+    _Rpc.MODIFY_VOLUME,
     _Rpc.SINGLE_NODE_MULTI_WRITER,
 )
 """What is served in any case; nothing is advertised that is not."""
@@ -181,6 +182,23 @@ class Controller(csi_pb2_grpc.ControllerServicer):
             capacity_bytes=record.spec.capacity_bytes, node_expansion_required=node_must_follow(record)
         )
 
+    async def ControllerModifyVolume(  # noqa: N802
+        self,
+        request: csi_pb2.ControllerModifyVolumeRequest,
+        context: object,  # noqa: ARG002
+    ) -> csi_pb2.ControllerModifyVolumeResponse:
+        """Set what a VolumeAttributesClass says on the record, where everybody sees it and a running migration follows it."""
+        asked = requests.modify_volume(request)
+        async with self.locks.try_hold(asked.handle):
+            record = await self.attachments.known(asked.handle, caller=None)
+            if record is None:
+                raise _unknown(asked.handle)
+            if (timeout := asked.migration_timeout_seconds) is not None:
+                await self.volumes.store.change_spec(
+                    record, lambda newest: newest.replace(spec=newest.spec.replace(migration_timeout_seconds=timeout))
+                )
+        return csi_pb2.ControllerModifyVolumeResponse()
+
     async def ListVolumes(  # noqa: N802
         self,
         request: csi_pb2.ListVolumesRequest,
@@ -279,7 +297,7 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         record = await self.attachments.known(asked.handle, caller=None)
         if record is None:
             raise _unknown(asked.handle)
-        message = asked.unsupported or _unusable(record, asked)
+        message = asked.unsupported or _not_published(record) or _unusable(record, asked)
         if message:
             return csi_pb2.ValidateVolumeCapabilitiesResponse(message=message)
         confirmed = csi_pb2.ValidateVolumeCapabilitiesResponse.Confirmed(volume_capabilities=request.volume_capabilities)
@@ -346,6 +364,12 @@ def _content_source(record: Record) -> csi_pb2.VolumeContentSource | None:
     if source.snapshot_id:
         return csi_pb2.VolumeContentSource(snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id=source.snapshot_id))
     return csi_pb2.VolumeContentSource(volume=csi_pb2.VolumeContentSource.VolumeSource(volume_id=source.volume_handle))
+
+
+def _not_published(record: Record) -> str:
+    if record.status.deleting:
+        return f"volume {record.handle} is being deleted and is not published any more"
+    return "" if record.spec.target else f"volume {record.handle}: its record names no NVMe subsystem, so it cannot be published"
 
 
 def _unusable(record: Record, asked: requests.ValidateCapabilities) -> str:

@@ -51,6 +51,9 @@ ALLOWED: Final = (
     "dualAttachPolicy",
     "fsType",
 )
+MUTABLE: Final = ("migrationTimeoutSeconds",)
+"""What a VolumeAttributesClass may set."""
+
 _EXTRAS: Final = (_PV_NAME, _PVC_NAME, _PVC_NAMESPACE, _EXTRA_FS_TYPE)
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,9})")
@@ -113,6 +116,24 @@ def parse_parameters(parameters: Mapping[str, str], *, base_path: str) -> Volume
     )
 
 
+def parse_mutable_parameters(parameters: Mapping[str, str]) -> int | None:
+    """Return the migration timeout (seconds) that a VolumeAttributesClass sets; None where it sets none.
+
+    Raises InvalidArgument for anything else: whoever may edit a claim may name any VolumeAttributesClass.
+    """
+    if "dualAttachPolicy" in parameters:
+        raise InvalidArgument(
+            "VolumeAttributesClass parameter dualAttachPolicy: only a StorageClass or an edit of the record sets it; "
+            "else whoever may edit a claim could let a second node in without a live migration"
+        )
+    unknown = sorted(set(parameters) - set(MUTABLE))
+    if unknown:
+        raise InvalidArgument(f"VolumeAttributesClass parameter {unknown[0][:60]!r} is unknown; allowed is {', '.join(MUTABLE)}")
+    return _integer(
+        parameters, "migrationTimeoutSeconds", MIN_MIGRATION_TIMEOUT, MAX_MIGRATION_TIMEOUT, kind="VolumeAttributesClass"
+    )
+
+
 def check_base_path(path: str) -> str:
     """Return the base path unchanged, or raise ValueError where it is no directory under a mount point of the box."""
     checked = FilePath(path)
@@ -164,13 +185,13 @@ def _ip_address(name: str, address: str, allowed: str = "an IPv4 or IPv6 address
         raise InvalidArgument(f"StorageClass parameter {name} {address[:60]!r}: allowed is {allowed}") from error
 
 
-def _integer(parameters: Mapping[str, str], name: str, least: int, most: int) -> int | None:
+def _integer(parameters: Mapping[str, str], name: str, least: int, most: int, *, kind: str = "StorageClass") -> int | None:
     text = parameters.get(name, "")
     if not text:
         return None
     value = int(text) if _INTEGER.fullmatch(text) else None
     if value is None or not least <= value <= most:
-        raise InvalidArgument(f"StorageClass parameter {name} {text[:60]!r}: allowed is a whole number from {least} to {most}")
+        raise InvalidArgument(f"{kind} parameter {name} {text[:60]!r}: allowed is a whole number from {least} to {most}")
     return value
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from rds_csi.capabilities import Capability, Unsupported, combine, parse_capabilities, parse_capability
 from rds_csi.errors import Aborted, InvalidArgument, NotFound, OutOfRange
-from rds_csi.parameters import VolumeParameters, parse_parameters
+from rds_csi.parameters import VolumeParameters, parse_mutable_parameters, parse_parameters
 from rds_csi.sizes import SizeOutOfRange, exact_size
 from rds_csi.spec import csi_pb2
 from rds_records.names import check_handle, check_node_name, is_handle
@@ -107,6 +107,15 @@ class ExpandVolume:
 
 
 @dataclass(frozen=True, slots=True)
+class ModifyVolume:
+    """What a VolumeAttributesClass wants of a volume."""
+
+    handle: str
+    migration_timeout_seconds: int | None
+    """None: nothing is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteVolume:
     """A volume that is to go."""
 
@@ -162,11 +171,13 @@ def create_volume(request: csi_pb2.CreateVolumeRequest, *, base_path: str) -> Cr
         raise InvalidArgument(
             "accessibility_requirements: topology is not offered; run csi-provisioner with --feature-gates=Topology=false"
         )
-    if request.mutable_parameters:
-        raise InvalidArgument("mutable_parameters: VolumeAttributesClass is not offered; put the parameters into the StorageClass")
+    _check_map("mutable_parameters", request.mutable_parameters)
+    timeout = parse_mutable_parameters(request.mutable_parameters)
     _check_map("parameters", request.parameters)
     _check_map("secrets", request.secrets)
     parameters = parse_parameters(request.parameters, base_path=base_path)
+    if timeout is not None:
+        parameters = replace(parameters, migration_timeout_seconds=timeout)
     return CreateVolume(
         name=request.name,
         capacity_bytes=capacity,
@@ -276,6 +287,14 @@ def expand_volume(request: csi_pb2.ControllerExpandVolumeRequest) -> ExpandVolum
         parse_capability(request.volume_capability)
     _check_map("secrets", request.secrets)
     return ExpandVolume(handle, capacity, limit)
+
+
+def modify_volume(request: csi_pb2.ControllerModifyVolumeRequest) -> ModifyVolume:
+    """Return what ControllerModifyVolume asks for; raises InvalidArgument."""
+    handle = _handle(request.volume_id)
+    _check_map("mutable_parameters", request.mutable_parameters)
+    _check_map("secrets", request.secrets)
+    return ModifyVolume(handle, parse_mutable_parameters(request.mutable_parameters))
 
 
 def controller_publish(request: csi_pb2.ControllerPublishVolumeRequest) -> ControllerPublish:
