@@ -34,6 +34,7 @@ from rds_csi.routeros.errors import (
 from rds_csi.routeros.exchange import Runner
 from rds_csi.routeros.hostkey import HostKey
 from rds_csi.routeros.parser import Output
+from rds_csi.routeros.readings import Sensor, Traffic
 from rds_csi.routeros.subvolumes import Subvolumes
 from rds_csi.routeros.transport import Observer, Settings, Transport
 
@@ -71,11 +72,13 @@ __all__ = [
     "PoolFull",
     "ReadBackMismatch",
     "Runner",
+    "Sensor",
     "SessionRefused",
     "Settings",
     "Slot",
     "SubvolumeInTheWay",
     "Subvolumes",
     "SubvolumesMissing",
+    "Traffic",
     "Transport",
 ]

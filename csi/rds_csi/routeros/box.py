@@ -5,10 +5,10 @@ OutcomeUnknown is followed by a read before anything is sent again.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from rds_csi.routeros import commands, exchange
+from rds_csi.routeros import commands, exchange, readings
 from rds_csi.routeros.commands import DiskSpec, FilePath, Slot
 from rds_csi.routeros.errors import (
     AlreadyThere,
@@ -23,6 +23,10 @@ from rds_csi.routeros.errors import (
 )
 from rds_csi.routeros.exchange import Runner, after_a_change
 from rds_csi.routeros.parser import Entry
+from rds_csi.routeros.readings import Sensor, Traffic
+
+SLOTS_IN_A_LINE = 50
+"""How many disks are asked about in one command line."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Capacity:
 
     size: int
     free: int
+    slot: str = ""
 
 
 class Leftover(enum.Enum):
@@ -140,7 +145,20 @@ class Box:
         mounted = [entry for entry in found if entry.values.get("mount-point") == mount_point]
         if len(mounted) != 1:
             raise NoSuchItem(f"{len(mounted)} file systems are mounted at {mount_point}")
-        return Capacity(mounted[0].number("size"), mounted[0].number("free"))
+        return Capacity(mounted[0].number("size"), mounted[0].number("free"), mounted[0].text("slot"))
+
+    async def health(self, *, deadline: float) -> Mapping[str, Sensor]:
+        """Read all sensors by name; a device may have none."""
+        return readings.health(await self._runner.run(commands.print_health(), deadline=deadline))
+
+    async def traffic(self, slots: Iterable[Slot], *, deadline: float) -> Mapping[str, Traffic]:
+        """Read the traffic of these disks by slot; NoSuchItem where the box does not know one of them."""
+        found: dict[str, Traffic] = {}
+        left = list(slots)
+        while left:
+            asked, left = left[:SLOTS_IN_A_LINE], left[SLOTS_IN_A_LINE:]
+            found |= readings.traffic(await self._runner.run(commands.monitor_traffic(asked), deadline=deadline))
+        return found
 
     # Changing
 

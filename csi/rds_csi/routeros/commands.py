@@ -5,6 +5,7 @@ needs quoting (MikroTik's manual, page "Scripting": ``; [ ] { } ( ) $ " \ #`` an
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -211,6 +212,16 @@ def count_subvolume(path: FilePath) -> str:
     """
     named = f':put [:len [/disk/btrfs/subvolume find where name="{path.last_name}"]]'
     return f'{named}; :put [:len [/file find where name="{path.file_name}"]]'
+
+
+def print_health() -> str:
+    """Read all sensors, and count them. Not ``detail``: some menus refuse it, and this one is documented as a table."""
+    return "/system health print; :put [:len [/system health find]]"
+
+
+def monitor_traffic(slots: Iterable[Slot]) -> str:
+    """Read the traffic of each of these disks once; without ``once`` the command never ends."""
+    return "; ".join(f"/disk monitor-traffic {slot} once" for slot in slots)
 
 
 # Changing

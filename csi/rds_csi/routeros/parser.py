@@ -85,11 +85,18 @@ _SIGNS_OF_FAILURE = ("failure:", "error", "can not", "could not", "invalid", *(w
 
 def failure(text: str) -> CommandFailed:
     """Name the error that this text says; CommandFailed itself where the wording is not known."""
-    said = " ".join(text.split())[:300]
+    wording = " ".join(text.split())[:300]
     for words, kind in _WORDINGS:
-        if words in said.lower():
-            return kind(said)
-    return CommandFailed(said or "the box failed without a word")
+        if words in wording.lower():
+            return kind(wording)
+    return CommandFailed(wording or "the box failed without a word")
+
+
+def said(text: str) -> CommandFailed | MalformedAnswer:
+    """Name the error of an answer that is not laid out as expected: the one that it says, or that it is unreadable."""
+    if any(sign in text.lower() for sign in _SIGNS_OF_FAILURE):
+        return failure(text)
+    return MalformedAnswer(f"the answer is cut short or not laid out as expected: {text.strip()[:200]!r}")
 
 
 def expect_silence(output: Output) -> None:
@@ -100,9 +107,9 @@ def expect_silence(output: Output) -> None:
     Raises:
         CommandFailed: or a subclass, by the wording.
     """
-    said = f"{output.stdout}\n{output.stderr}".strip()
-    if said or output.exit_status != 0:
-        raise failure(said or f"exit status {output.exit_status}")
+    text = f"{output.stdout}\n{output.stderr}".strip()
+    if text or output.exit_status != 0:
+        raise failure(text or f"exit status {output.exit_status}")
 
 
 def entries(output: Output) -> tuple[Entry, ...]:
@@ -133,13 +140,10 @@ def numbers(output: Output, count: int) -> tuple[int, ...]:
         MalformedAnswer: the answer is not so many numbers.
     """
     lines = [line.strip() for line in output.stdout.splitlines() if line.strip()]
-    if output.exit_status != 0 or output.stderr.strip() or not all(re.fullmatch(r"[0-9]+", line) for line in lines):
-        said = "\n".join([output.stderr, *lines])
-        raise (
-            failure(said)
-            if any(sign in said.lower() for sign in _SIGNS_OF_FAILURE) or output.exit_status
-            else MalformedAnswer(f"the box printed {said.strip()[:200]!r} instead of {count} numbers")
-        )
+    if output.exit_status != 0 or output.stderr.strip():
+        raise failure("\n".join([output.stderr, *lines]))
+    if not all(re.fullmatch(r"[0-9]+", line) for line in lines):
+        raise said("\n".join(lines))
     if len(lines) != count:
         raise MalformedAnswer(f"the box printed {len(lines)} numbers instead of {count}")
     return tuple(int(line) for line in lines)
@@ -209,7 +213,4 @@ def _beside_entries(lines: list[str]) -> str:
 
 
 def _not_a_frame(lines: list[str]) -> CommandFailed | MalformedAnswer:
-    said = _beside_entries(lines)
-    if any(sign in said.lower() for sign in _SIGNS_OF_FAILURE):
-        return failure(said)
-    return MalformedAnswer(f"the answer is cut short or not laid out as expected: {said[:200]!r}")
+    return said(_beside_entries(lines))
