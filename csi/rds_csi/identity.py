@@ -93,9 +93,10 @@ class Identity(csi_pb2_grpc.IdentityServicer):
         request: Any,  # noqa: ARG002
         context: Any,  # noqa: ARG002
     ) -> csi_pb2.GetPluginCapabilitiesResponse:
-        """Say that there is a controller service; topology is not offered: every node reaches the one box."""
-        service = _Service(type=_Service.CONTROLLER_SERVICE)
-        return csi_pb2.GetPluginCapabilitiesResponse(capabilities=[csi_pb2.PluginCapability(service=service)])
+        """Say that there is a controller service, and that nodes name their zone (``topology``)."""
+        kinds = (_Service.CONTROLLER_SERVICE, _Service.VOLUME_ACCESSIBILITY_CONSTRAINTS)
+        capabilities = [csi_pb2.PluginCapability(service=_Service(type=kind)) for kind in kinds]
+        return csi_pb2.GetPluginCapabilitiesResponse(capabilities=capabilities)
 
     async def Probe(self, request: Any, context: Any) -> csi_pb2.ProbeResponse:  # noqa: ARG002, N802
         """Tell whether calls can be served; never an error, as csi-attacher waits here for ever when it starts."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rds_csi.spec import csi_pb2, csi_pb2_grpc
+from rds_csi.topology import TOPOLOGY
 from rds_records.names import check_node_name
 
 
@@ -24,5 +25,5 @@ class Node(csi_pb2_grpc.NodeServicer):
         return csi_pb2.NodeGetCapabilitiesResponse()
 
     async def NodeGetInfo(self, request: Any, context: Any) -> csi_pb2.NodeGetInfoResponse:  # noqa: ARG002, N802
-        """Return the node's id; no topology, and no limit of volumes."""
-        return csi_pb2.NodeGetInfoResponse(node_id=self.node_id)
+        """Return the node's id and the zone; no limit of volumes."""
+        return csi_pb2.NodeGetInfoResponse(node_id=self.node_id, accessible_topology=csi_pb2.Topology(segments=TOPOLOGY))

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from rds_csi.capabilities import Capability, Unsupported, combine, parse_capabilities, parse_capability
-from rds_csi.errors import Aborted, InvalidArgument, NotFound, OutOfRange
+from rds_csi.errors import Aborted, InvalidArgument, NotFound, OutOfRange, ResourceExhausted
 from rds_csi.parameters import VolumeParameters, parse_mutable_parameters, parse_parameters
 from rds_csi.sizes import SizeOutOfRange, exact_size
 from rds_csi.spec import csi_pb2
+from rds_csi.topology import TOPOLOGY, is_met
 from rds_records.names import check_handle, check_node_name, is_handle
 from rds_records.record import ContentSource
 from rds_records.volume_layout import is_snapshot_id
@@ -153,7 +154,7 @@ class ValidateCapabilities:
 
 
 def create_volume(request: csi_pb2.CreateVolumeRequest, *, base_path: str) -> CreateVolume:
-    """Return what CreateVolume asks for; raises InvalidArgument, or OutOfRange where no size fits."""
+    """Return what CreateVolume asks for; raises InvalidArgument, OutOfRange where no size fits, or ResourceExhausted."""
     if not request.name:
         raise InvalidArgument("name is missing")
     capability = combine(parse_capabilities(request.volume_capabilities))
@@ -167,10 +168,8 @@ def create_volume(request: csi_pb2.CreateVolumeRequest, *, base_path: str) -> Cr
     if not _NAME.fullmatch(request.name):
         raise InvalidArgument(f"name {request.name[:140]!r} is not valid: 1 to {MAX_STRING} letters, digits and inner ._-")
     source = _content_source(request)
-    if request.HasField("accessibility_requirements"):
-        raise InvalidArgument(
-            "accessibility_requirements: topology is not offered; run csi-provisioner with --feature-gates=Topology=false"
-        )
+    if not is_met(request.accessibility_requirements):
+        raise ResourceExhausted(f"accessibility_requirements: volumes are in {TOPOLOGY} only, which is none of the requisite")
     _check_map("mutable_parameters", request.mutable_parameters)
     timeout = parse_mutable_parameters(request.mutable_parameters)
     _check_map("parameters", request.parameters)

@@ -272,7 +272,6 @@ CREATE = (
     Flaw("parameter", BAD_PARAMETERS, set_parameter),
     Flaw("another parameter", BAD_PARAMETERS, set_parameter),
     Flaw("content source", SOURCES, message("volume_content_source")),
-    Flaw("topology", st.just(csi_pb2.TopologyRequirement()), message("accessibility_requirements")),
     Flaw("mutable parameters", st.text(max_size=8).map(lambda key: {key: "x"}), entries("mutable_parameters")),
     OVERSIZED["parameters"],
     OVERSIZED["secrets"],

@@ -156,7 +156,7 @@ NO_MODE = csi_pb2.VolumeCapability(block=csi_pb2.VolumeCapability.BlockVolume())
 SHARED_FILES = mount("MULTI_NODE_MULTI_WRITER")
 SNAPSHOT = csi_pb2.VolumeContentSource(snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id="snap-1"))
 CLONE = csi_pb2.VolumeContentSource(volume=csi_pb2.VolumeContentSource.VolumeSource(volume_id="pvc-1"))
-TOPOLOGY = csi_pb2.TopologyRequirement(requisite=[csi_pb2.Topology(segments={"zone": "a"})])
+ELSEWHERE = csi_pb2.TopologyRequirement(requisite=[csi_pb2.Topology(segments={"zone": "a"})])
 
 REFUSED: dict[str, tuple[str, Any, str]] = {
     "a volume without a name": ("INVALID_ARGUMENT", create(name=""), "name is missing"),
@@ -194,7 +194,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a limit that leaves no room to round up": ("OUT_OF_RANGE", sized(GIB + 1, GIB + 1), "whole MiB"),
     "a snapshot that nobody gave out": ("NOT_FOUND", create(volume_content_source=SNAPSHOT), "no snapshot 'snap-1'"),
     "a clone of a volume without a subvolume": ("FAILED_PRECONDITION", create(volume_content_source=CLONE), "keeps no snapshots"),
-    "topology": ("INVALID_ARGUMENT", create(accessibility_requirements=TOPOLOGY), "Topology=false"),
+    "another zone": ("RESOURCE_EXHAUSTED", create(accessibility_requirements=ELSEWHERE), "zone.*default.* only"),
     "another VolumeAttributesClass": (
         "INVALID_ARGUMENT",
         create(mutable_parameters={"iops": "1"}),

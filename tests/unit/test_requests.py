@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rds_csi import requests
-from rds_csi.errors import Aborted, InvalidArgument, OutOfRange
+from rds_csi.errors import Aborted, InvalidArgument, OutOfRange, ResourceExhausted
 from rds_csi.requests import create_snapshot, delete_snapshot, list_snapshots
 from rds_csi.sizes import GIB, MIB, TIB
 from rds_csi.spec import csi_pb2
@@ -130,7 +130,6 @@ def test_name_that_could_be_more_than_a_name_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("accessibility_requirements", csi_pb2.TopologyRequirement()),
         ("mutable_parameters", {"a": "b"}),
         ("volume_content_source", csi_pb2.VolumeContentSource()),
         ("parameters", {"a": "x" * 5000}),
@@ -144,6 +143,21 @@ def test_name_that_could_be_more_than_a_name_is_refused(name: str) -> None:
 def test_what_is_not_offered_or_too_large_is_refused(field: str, value: Any) -> None:
     with pytest.raises(InvalidArgument):
         made(create(**{field: value}))
+
+
+def topologies(*zones: str) -> csi_pb2.TopologyRequirement:
+    key = "topology.rds.csi.srvlab.io/zone"
+    return csi_pb2.TopologyRequirement(requisite=[csi_pb2.Topology(segments={key: zone}) for zone in zones])
+
+
+@pytest.mark.parametrize("zones", [[], ["default"], ["elsewhere", "default"]])
+def test_a_volume_may_be_wanted_in_the_one_zone(zones: list[str]) -> None:
+    assert made(create(accessibility_requirements=topologies(*zones))).name == HANDLE
+
+
+def test_a_volume_that_is_wanted_elsewhere_cannot_be_made() -> None:
+    with pytest.raises(ResourceExhausted, match=r"accessibility_requirements.*default"):
+        made(create(accessibility_requirements=topologies("elsewhere")))
 
 
 @pytest.mark.requirement("R59")
