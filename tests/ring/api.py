@@ -24,7 +24,9 @@ KINDS: dict[str, tuple[str, str, bool]] = {
     "CSIDriver": ("/apis/storage.k8s.io/v1", "csidrivers", False),
     "CSINode": ("/apis/storage.k8s.io/v1", "csinodes", False),
     "CustomResourceDefinition": ("/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", False),
+    "CSIStorageCapacity": ("/apis/storage.k8s.io/v1", "csistoragecapacities", True),
     "DataVolume": ("/apis/cdi.kubevirt.io/v1beta1", "datavolumes", True),
+    "Deployment": ("/apis/apps/v1", "deployments", True),
     "Event": ("/api/v1", "events", True),
     "Lease": ("/apis/coordination.k8s.io/v1", "leases", True),
     "Namespace": ("/api/v1", "namespaces", False),
@@ -33,6 +35,7 @@ KINDS: dict[str, tuple[str, str, bool]] = {
     "PersistentVolumeClaim": ("/api/v1", "persistentvolumeclaims", True),
     "Pod": ("/api/v1", "pods", True),
     "PrometheusRule": ("/apis/monitoring.coreos.com/v1", "prometheusrules", True),
+    "ReplicaSet": ("/apis/apps/v1", "replicasets", True),
     "Role": ("/apis/rbac.authorization.k8s.io/v1", "roles", True),
     "RoleBinding": ("/apis/rbac.authorization.k8s.io/v1", "rolebindings", True),
     "Secret": ("/api/v1", "secrets", True),
@@ -43,6 +46,10 @@ KINDS: dict[str, tuple[str, str, bool]] = {
     "VirtualMachine": ("/apis/kubevirt.io/v1", "virtualmachines", True),
     "VirtualMachineInstance": ("/apis/kubevirt.io/v1", "virtualmachineinstances", True),
     "VirtualMachineInstanceMigration": ("/apis/kubevirt.io/v1", "virtualmachineinstancemigrations", True),
+    "VolumeAttributesClass": ("/apis/storage.k8s.io/v1", "volumeattributesclasses", False),
+    "VolumeSnapshot": ("/apis/snapshot.storage.k8s.io/v1", "volumesnapshots", True),
+    "VolumeSnapshotClass": ("/apis/snapshot.storage.k8s.io/v1", "volumesnapshotclasses", False),
+    "VolumeSnapshotContent": ("/apis/snapshot.storage.k8s.io/v1", "volumesnapshotcontents", False),
     "VolumeAttachmentRecord": ("/apis/rds.csi.srvlab.io/v1alpha1", "volumeattachmentrecords", False),
 }
 

@@ -1,5 +1,7 @@
 """The ring's Go binaries: built once from the Go module proxy into a cache outside the repository.
 
+The definitions of the snapshot kinds come the same way: they lie in a Go module and are copied from it.
+
 Three Go modules under ``build/`` pin every version: ``controlplane``, ``csitools`` (kube-controller-manager does not compile
 against the CSI specification that csi-sanity needs) and ``promql`` (a program of our own around Prometheus' engine). Each binary is
 built into a temporary folder of the cache and then renamed, so that a cached binary is always whole; a lock lets one of several
@@ -45,11 +47,15 @@ FROM_ASSETS = frozenset({"etcd", "kube-apiserver", "kubectl"})
 
 @dataclass(frozen=True)
 class Binary:
-    """A command: its name, the module under ``build/`` that pins it, its package."""
+    """A command: its name, the module under ``build/`` that pins it, its package.
+
+    Where ``files`` is given, that is a folder of the Go module ``package``, taken as it is.
+    """
 
     name: str
     module: str
     package: str
+    files: str = ""
 
 
 BINARIES = {
@@ -65,14 +71,23 @@ BINARIES = {
         Binary("csi-resizer", "csitools", "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer"),
         Binary("csi-snapshotter", "csitools", "github.com/kubernetes-csi/external-snapshotter/v8/cmd/csi-snapshotter"),
         Binary("snapshot-controller", "csitools", "github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller"),
+        Binary("snapshot-kinds", "csitools", "github.com/kubernetes-csi/external-snapshotter/client/v8", files="config/crd"),
         Binary("kwok", "csitools", "sigs.k8s.io/kwok/cmd/kwok"),
         Binary("promql", "promql", "."),
     )
 }
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
-SIDECARS = ("csi-provisioner", "csi-attacher", "csi-sanity")
+SIDECARS = (
+    "csi-provisioner",
+    "csi-attacher",
+    "csi-resizer",
+    "csi-snapshotter",
+    "snapshot-controller",
+    "snapshot-kinds",
+    "csi-sanity",
+)
 QUERIES = ("promql",)
-LATER = ("csi-resizer", "csi-snapshotter", "snapshot-controller", "kwok")
+LATER = ("kwok",)
 
 
 class BuildFailed(RuntimeError):
@@ -160,13 +175,16 @@ class Workshop:
                 title = f"building {binary.name} ({number} of {len(binaries)}, {last})"
                 started = time.monotonic()
                 target = work / binary.name
+                make = ["mod", "download", binary.package] if binary.files else ["build", *FLAGS, "-o", target, binary.package]
                 self._run(
                     title,
-                    [go, "build", *FLAGS, "-o", target, binary.package],
+                    [go, *make],
                     cwd=self.sources / binary.module,
                     log=work / f"{binary.name}.log",
                     what=f"package {binary.package} of {binary.module}",
                 )
+                if binary.files:
+                    self._copy(go, binary, target)
                 place = self._place(binary)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 target.replace(place)
@@ -174,6 +192,22 @@ class Workshop:
                 self._remember(durations)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+    def _copy(self, go: Path, binary: Binary, target: Path) -> None:
+        asked = subprocess.run(
+            [go, "list", "-m", "-f", "{{.Dir}}", binary.package],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.sources / binary.module,
+            env={**self.environ, **ENVIRONMENT},
+        )
+        folder = Path(asked.stdout.strip()) / binary.files
+        if asked.returncode or not folder.is_dir():
+            raise BuildFailed(f"{binary.files} of {binary.package} is not there:\n{asked.stdout}{asked.stderr}")
+        # The module cache is read-only, ours is not.
+        shutil.copytree(folder, target, copy_function=shutil.copyfile)
+        target.chmod(0o755)
 
     def _durations(self) -> dict[str, float]:
         try:

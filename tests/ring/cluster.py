@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rds_csi.topology import TOPOLOGY
 from rds_records.names import record_name
 from tests.ring.api import Api, ApiError, Object, path_of
 from tests.ring.kubelet import Kubelet
@@ -19,6 +20,7 @@ from tests.ring.waiting import eventually
 
 DRIVER = "rds.csi.srvlab.io"
 RECORD = "VolumeAttachmentRecord"
+CLAIM = "PersistentVolumeClaim"
 NQN_PREFIX = "nqn.2000-02.com.mikrotik:"
 GIB = 1024**3
 
@@ -50,9 +52,9 @@ class Cluster:
     # Nodes
 
     def make_node(self, stem: str = "node", *, name: str = "") -> str:
-        """Make a Ready node on which the driver is registered under the node's own name; return that name."""
+        """Make a Ready node on which the driver is registered, as by its kubelet, under the node's own name; return that name."""
         name = name or (self.name(f"{stem}-{secrets.token_hex(2)}") if stem == "node" else self.name(stem))
-        labels = {"kubernetes.io/hostname": name, "kubevirt.io/schedulable": "true"}
+        labels = {"kubernetes.io/hostname": name, "kubevirt.io/schedulable": "true", **TOPOLOGY}
         annotations = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
         self._make(
             "Node",
@@ -61,9 +63,8 @@ class Cluster:
                 "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]},
             },
         )
-        self._make(
-            "CSINode", {"metadata": {"name": name}, "spec": {"drivers": [{"name": DRIVER, "nodeID": name, "topologyKeys": []}]}}
-        )
+        driver = {"name": DRIVER, "nodeID": name, "topologyKeys": list(TOPOLOGY)}
+        self._make("CSINode", {"metadata": {"name": name}, "spec": {"drivers": [driver]}})
         return name
 
     def delete_node(self, node: str) -> None:
@@ -115,13 +116,31 @@ class Cluster:
         access_mode: str = "ReadWriteMany",
         volume_mode: str = "Block",
         size: str = "1Gi",
+        source: tuple[str, str] | None = None,
+        attributes_class: str = "",
     ) -> str:
-        """Make a claim that is to be provisioned, its name made from ``stem`` where none is given; return the name."""
+        """Make a claim that is to be provisioned, its name made from ``stem`` where none is given; return the name.
+
+        ``source`` is the kind and name of what it is made from: a VolumeSnapshot or a PersistentVolumeClaim.
+        """
         name = name or f"{stem}-{secrets.token_hex(3)}"
-        self._make_claim(name, storage_class, access_mode, volume_mode, size, "")
+        further: Object = {"volumeAttributesClassName": attributes_class} if attributes_class else {}
+        if source is not None:
+            kind, of = source
+            further["dataSource"] = {"kind": kind, "name": of, "apiGroup": path_of(kind).split("/")[2] if kind != CLAIM else ""}
+        self._make_claim(name, storage_class, access_mode, volume_mode, size, "", further)
         return name
 
-    def _make_claim(self, name: str, storage_class: str, access_mode: str, volume_mode: str, size: str, volume_name: str) -> None:
+    def _make_claim(
+        self,
+        name: str,
+        storage_class: str,
+        access_mode: str,
+        volume_mode: str,
+        size: str,
+        volume_name: str,
+        further: Mapping[str, object] | None = None,
+    ) -> None:
         self._make(
             "PersistentVolumeClaim",
             {
@@ -132,6 +151,7 @@ class Cluster:
                     "volumeMode": volume_mode,
                     "volumeName": volume_name,
                     "resources": {"requests": {"storage": size}},
+                    **(further or {}),
                 },
             },
         )
@@ -153,6 +173,40 @@ class Cluster:
         """Return the volume handle behind a bound claim."""
         volume = self.api.get("PersistentVolume", self.claim(claim)["spec"]["volumeName"])
         return str(volume["spec"]["csi"]["volumeHandle"])
+
+    def expand(self, claim: str, size: str) -> None:
+        """Ask for a larger claim."""
+        self.api.patch(CLAIM, claim, {"spec": {"resources": {"requests": {"storage": size}}}}, self.namespace)
+
+    def wait_capacity(self, pv: str, size: str, *, timeout: float = 60.0) -> None:
+        """Wait until a PersistentVolume has a capacity, which csi-resizer writes once the driver has expanded the volume."""
+
+        def expanded() -> bool:
+            capacity = self.api.get("PersistentVolume", pv)["spec"]["capacity"]["storage"]
+            assert capacity == size, capacity
+            return True
+
+        eventually(f"{pv} has {size}", expanded, timeout=timeout)
+
+    def make_attributes_class(self, parameters: Mapping[str, str]) -> str:
+        """Make a VolumeAttributesClass of the driver; return its name."""
+        name = self.name(f"attributes-{secrets.token_hex(2)}")
+        self._make("VolumeAttributesClass", {"metadata": {"name": name}, "driverName": DRIVER, "parameters": dict(parameters)})
+        return name
+
+    def change_attributes_class(self, claim: str, name: str) -> None:
+        """Ask for another VolumeAttributesClass of a claim."""
+        self.api.patch(CLAIM, claim, {"spec": {"volumeAttributesClassName": name}}, self.namespace)
+
+    def wait_attributes_class(self, pv: str, name: str, *, timeout: float = 60.0) -> None:
+        """Wait until a PersistentVolume has a class, which csi-resizer writes once the driver has modified the volume."""
+
+        def modified() -> bool:
+            now = self.api.get("PersistentVolume", pv)["spec"].get("volumeAttributesClassName")
+            assert now == name, now
+            return True
+
+        eventually(f"{pv} has class {name}", modified, timeout=timeout)
 
     def delete_claim(self, claim: str) -> None:
         self.api.delete("PersistentVolumeClaim", claim, self.namespace)

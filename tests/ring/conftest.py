@@ -16,6 +16,7 @@ import pytest
 from tests.ring.binaries import CONTROL_PLANE, QUERIES, SIDECARS, ensure
 from tests.ring.cluster import Cluster
 from tests.ring.controlplane import ControlPlane
+from tests.ring.definitions import install_definitions, remove_definitions
 from tests.ring.driver import Operator, Shim
 from tests.ring.installation import install
 from tests.ring.kubelet import Kubelet
@@ -24,10 +25,12 @@ from tests.ring.processes import Process, known_processes
 from tests.ring.prometheus import Prometheus
 from tests.ring.proxy import Proxy
 from tests.ring.rpc import Csi
-from tests.ring.sidecars import csi_attacher, csi_provisioner
+from tests.ring.sidecars import csi_attacher, csi_provisioner, csi_resizer, csi_snapshotter, snapshot_controller
+from tests.ring.snapshots import Snapshots
 from tests.ring.stack import reach
 from tests.simulator.box import SimulatedBox
 
+SNAPSHOT_KINDS = ("volumesnapshotclasses", "volumesnapshotcontents", "volumesnapshots")
 KEPT_LOGS = Path(os.environ.get("RDS_CSI_TEST_LOGS") or Path(__file__).parents[2] / "test-logs")
 
 
@@ -98,6 +101,25 @@ def kubevirt(cluster: Cluster, kubevirt_kinds: ControlPlane) -> Iterator[KubeVir
     kubevirt = KubeVirt(cluster)
     yield kubevirt
     kubevirt.clean_up()
+
+
+@pytest.fixture(scope="module")
+def snapshot_kinds(installed: ControlPlane) -> Iterator[ControlPlane]:
+    """The control plane with the snapshot kinds; files that do not ask for them meet a cluster without."""
+    files = [ensure(["snapshot-kinds"])["snapshot-kinds"] / f"snapshot.storage.k8s.io_{kind}.yaml" for kind in SNAPSHOT_KINDS]
+    for file in files:
+        install_definitions(installed.api, file)
+    yield installed
+    for file in files:
+        remove_definitions(installed.api, file)
+
+
+@pytest.fixture
+def snapshots(cluster: Cluster, snapshot_kinds: ControlPlane) -> Iterator[Snapshots]:
+    """The snapshots of this test's namespace."""
+    snapshots = Snapshots(cluster)
+    yield snapshots
+    snapshots.clean_up()
 
 
 @pytest.fixture
@@ -216,4 +238,25 @@ def attacher(installed: ControlPlane, shim: Shim) -> Iterator[Process]:
 def provisioner(installed: ControlPlane, shim: Shim) -> Iterator[Process]:
     """A csi-provisioner beside the shared shim, while the tests of one file run."""
     with csi_provisioner(installed, shim.socket, installed.logs) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def resizer(installed: ControlPlane, shim: Shim) -> Iterator[Process]:
+    """A csi-resizer beside the shared shim, while the tests of one file run."""
+    with csi_resizer(installed, shim.socket, installed.logs) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def snapshotting(snapshot_kinds: ControlPlane) -> Iterator[Process]:
+    """The cluster's snapshot-controller, while the tests of one file run."""
+    with snapshot_controller(snapshot_kinds, snapshot_kinds.logs) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def snapshotter(snapshotting: Process, snapshot_kinds: ControlPlane, shim: Shim) -> Iterator[Process]:
+    """A csi-snapshotter beside the shared shim, and the snapshot-controller, while the tests of one file run."""
+    with csi_snapshotter(snapshot_kinds, shim.socket, snapshot_kinds.logs) as process:
         yield process

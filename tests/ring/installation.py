@@ -16,10 +16,14 @@ BASE = ROOT / "manifests" / "base"
 NAMESPACE = "rds-csi"
 CONTROLLER = "rds-csi-controller"
 OPERATOR = "rds-operator"
+POD = "rds-csi-controller-ring"
 SIDECAR_ROLES = {
     "rds-csi-provisioner": ["csi-provisioner"],
+    "rds-csi-provisioner-capacity": ["csi-provisioner"],
     "rds-csi-attacher": ["csi-attacher"],
-    "rds-csi-sidecar-leases": ["csi-provisioner", "csi-attacher"],
+    "rds-csi-resizer": ["csi-resizer"],
+    "rds-csi-snapshotter": ["csi-snapshotter"],
+    "rds-csi-sidecar-leases": ["csi-provisioner", "csi-attacher", "csi-resizer", "csi-snapshotter"],
 }
 
 
@@ -43,7 +47,24 @@ def install(plane: ControlPlane) -> None:
         plane.api.apply(_apart(body))
     for account in sorted({name for names in SIDECAR_ROLES.values() for name in names}):
         plane.make_service_account(NAMESPACE, account)
+    _deploy(plane)
     eventually("records are served", lambda: _established(plane))
+
+
+def _deploy(plane: ControlPlane) -> None:
+    """Make the controller's pod and what it stands under in a cluster: csi-provisioner looks for its Deployment."""
+    labels = {"app.kubernetes.io/name": CONTROLLER}
+    pod = {"containers": [{"name": "rds-csi", "image": "rds-csi"}]}
+    template = {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}}
+    owner: list[Object] = []
+    for version, kind, name, spec in (
+        ("apps/v1", "Deployment", CONTROLLER, template),
+        ("apps/v1", "ReplicaSet", POD, template),
+        ("v1", "Pod", POD, pod),
+    ):
+        metadata = {"name": name, "namespace": NAMESPACE, "labels": labels, "ownerReferences": owner}
+        made = plane.api.apply({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec})
+        owner = [{"apiVersion": version, "kind": kind, "name": name, "uid": made["metadata"]["uid"], "controller": True}]
 
 
 def _apart(body: Object) -> Object:

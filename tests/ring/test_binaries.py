@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 GO = """#!/bin/sh
 if [ "$1" = env ]; then echo go1.26.0; exit 0; fi
 echo "$*" >> "$GO_CALLS"
+if [ "$1" = mod ]; then exit 0; fi
+if [ "$1" = list ]; then echo "$GO_MODULE"; exit 0; fi
 while [ "$1" != -o ]; do shift; done
 printf half > "$2"
 if [ -n "$GO_HOLD" ]; then echo building; while [ ! -e "$GO_HOLD" ]; do sleep 0.05; done; fi
@@ -45,6 +47,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
         "GO_CALLS": str(calls),
         "GO_BREAKS": "nothing",
         "GO_HOLD": "",
+        "GO_MODULE": str(tmp_path / "module"),
     }
 
 
@@ -80,6 +83,22 @@ def test_only_what_is_asked_for_is_built(environ: dict[str, str], console: Conso
     ensure(["etcd", "csi-attacher"], environ=environ, console=console)
     ensure(["csi-attacher", "kubectl"], environ=environ, console=console)
     assert [call.rsplit("/", 1)[1] for call in calls(environ)] == ["etcd", "csi-attacher", "kubectl"]
+
+
+def test_definitions_are_copied_from_their_module_once(environ: dict[str, str], console: Console, tmp_path: Path) -> None:
+    folder = tmp_path / "module" / "config" / "crd"
+    folder.mkdir(parents=True)
+    (folder / "kind.yaml").write_text("kind: CustomResourceDefinition")
+    folder.chmod(0o555)
+    copied = ensure(["snapshot-kinds"], environ=environ, console=console)["snapshot-kinds"]
+    assert [(path.name, path.read_text()) for path in copied.iterdir()] == [("kind.yaml", "kind: CustomResourceDefinition")]
+    assert ensure(["snapshot-kinds"], environ=environ, console=console)["snapshot-kinds"] == copied
+    assert [call.split()[0] for call in calls(environ)] == ["mod", "list"]
+
+
+def test_a_module_without_the_definitions_is_a_failure_that_names_it(environ: dict[str, str], console: Console) -> None:
+    with pytest.raises(BuildFailed, match=r"config/crd of github\.com/.*/client/v8 is not there"):
+        ensure(["snapshot-kinds"], environ=environ, console=console)
 
 
 def test_the_cache_is_keyed_by_what_the_module_pins(environ: dict[str, str], console: Console, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ PAGES = {f"{page}: {body['kind']} {body['metadata']['name']}": body for page, bo
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kinds(kubevirt_kinds: ControlPlane) -> Iterator[None]:
-    """The kinds of CDI, KubeVirt and the Prometheus operator."""
+def kinds(kubevirt_kinds: ControlPlane, snapshot_kinds: ControlPlane) -> Iterator[None]:
+    """The kinds of CDI, KubeVirt and the Prometheus operator, and the snapshot kinds."""
     install_definitions(kubevirt_kinds.api, DEFINITIONS)
     yield
     remove_definitions(kubevirt_kinds.api, DEFINITIONS)
