@@ -197,8 +197,13 @@ def add_missing(record: Record, missing: Sequence[Holder], *, now: datetime) -> 
 def _attachment(record: Record, holder: Holder, origin: str, now: datetime) -> Attachment:
     # The id must be new for every attachment: a node that left may be found again under the same VolumeAttachment.
     moment, node = int(now.timestamp() * 1000), hashlib.sha256(holder.node.encode()).hexdigest()[:8]
+    mode = record.spec.access_mode
     return Attachment(
-        node_name=holder.node, id=f"{origin}-{moment}-{node}", access_mode=record.spec.access_mode, attach_time=holder.since
+        node_name=holder.node,
+        id=f"{origin}-{moment}-{node}",
+        access_mode=mode,
+        read_only=mode is AccessMode.READ_ONLY_MANY,
+        attach_time=holder.since,
     )
 
 

@@ -26,17 +26,18 @@ _SUPPORTED: Final = {
     _Mode.SINGLE_NODE_WRITER: AccessMode.READ_WRITE_ONCE,
     _Mode.SINGLE_NODE_MULTI_WRITER: AccessMode.READ_WRITE_ONCE,
     _Mode.SINGLE_NODE_READER_ONLY: AccessMode.READ_WRITE_ONCE,
+    _Mode.SINGLE_NODE_SINGLE_WRITER: AccessMode.READ_WRITE_ONCE_POD,
+    _Mode.MULTI_NODE_READER_ONLY: AccessMode.READ_ONLY_MANY,
     _Mode.MULTI_NODE_MULTI_WRITER: AccessMode.READ_WRITE_MANY,
 }
+_READ_ONLY: Final = frozenset({_Mode.SINGLE_NODE_READER_ONLY, _Mode.MULTI_NODE_READER_ONLY})
 _UNSUPPORTED: Final = {
-    _Mode.SINGLE_NODE_SINGLE_WRITER: "ReadWriteOncePod is not offered yet; use ReadWriteOnce",
-    _Mode.MULTI_NODE_READER_ONLY: "ReadOnlyMany is not offered; use ReadWriteOnce, or ReadWriteMany with volumeMode Block",
     _Mode.MULTI_NODE_SINGLE_WRITER: "one writer with many readers is not offered; use ReadWriteMany with volumeMode Block",
 }
 
 NO_SHARED_FILE_SYSTEM: Final = (
-    "ReadWriteMany needs volumeMode Block: a file system that two nodes mount is destroyed; "
-    "for KubeVirt live migration use volumeMode Block"
+    "ReadWriteMany and ReadOnlyMany need volumeMode Block: a file system that two nodes mount is destroyed, and mounting one "
+    "for reading writes too (its journal); for KubeVirt live migration use volumeMode Block"
 )
 
 
@@ -49,7 +50,7 @@ class Capability:
     """One way to use a volume."""
 
     access_mode: AccessMode
-    """Kubernetes' name of the mode: ReadWriteOnce or ReadWriteMany."""
+    """Kubernetes' name of the mode."""
 
     volume_mode: VolumeMode
     read_only: bool = False
@@ -98,7 +99,7 @@ def parse_capability(capability: csi_pb2.VolumeCapability) -> Capability:
     return Capability(
         access_mode=mode,
         volume_mode=volume_mode,
-        read_only=number == _Mode.SINGLE_NODE_READER_ONLY,
+        read_only=number in _READ_ONLY,
         csi_mode=_Mode.Mode.Name(number),
         fs_type=check_fs_type(capability.mount.fs_type),
         mount_flags=_mount_flags(capability.mount),
@@ -125,7 +126,12 @@ def combine(capabilities: tuple[Capability, ...]) -> Capability:
     fs_types = {one.fs_type for one in capabilities if one.fs_type}
     if len(fs_types) > 1:
         raise InvalidArgument(f"volume_capabilities name several file systems: {', '.join(sorted(fs_types))}")
-    return max(capabilities, key=lambda one: (one.multi_node, not one.read_only, bool(one.fs_type)))
+    return max(capabilities, key=_width)
+
+
+def _width(capability: Capability) -> tuple[bool, bool, bool, bool]:
+    for_one_pod = capability.access_mode is AccessMode.READ_WRITE_ONCE_POD
+    return capability.multi_node, not capability.read_only, not for_one_pod, bool(capability.fs_type)
 
 
 def check_fs_type(fs_type: str) -> str:

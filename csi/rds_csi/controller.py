@@ -39,6 +39,7 @@ SNAPSHOT_CAPABILITIES = (_Rpc.CREATE_DELETE_SNAPSHOT, _Rpc.LIST_SNAPSHOTS, _Rpc.
 CAPABILITIES = (
     _Rpc.CREATE_DELETE_VOLUME,
     _Rpc.PUBLISH_UNPUBLISH_VOLUME,
+    _Rpc.PUBLISH_READONLY,
     # Not LIST_VOLUMES_PUBLISHED_NODES: csi-attacher would publish again, by itself, whatever a list does not name.
     _Rpc.LIST_VOLUMES,
     _Rpc.GET_CAPACITY,

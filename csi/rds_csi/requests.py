@@ -311,7 +311,7 @@ def controller_publish(request: csi_pb2.ControllerPublishVolumeRequest) -> Contr
     node = _node(request.node_id)
     capability = parse_capability(request.volume_capability)
     if request.readonly:
-        raise InvalidArgument("readonly: the controller cannot publish a volume read-only (PUBLISH_READONLY is not advertised)")
+        capability = replace(capability, read_only=True)
     _check_map("secrets", request.secrets)
     return ControllerPublish(handle, node, capability, _check_map("volume_context", request.volume_context))
 

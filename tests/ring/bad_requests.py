@@ -183,6 +183,7 @@ MALFORMED_CAPABILITIES = st.one_of(
             csi_pb2.VolumeCapability(mount=csi_pb2.VolumeCapability.MountVolume(fs_type="ext4")),
             csi_pb2.VolumeCapability(access_mode=Mode(mode="MULTI_NODE_MULTI_WRITER")),
             mount("MULTI_NODE_MULTI_WRITER"),
+            mount("MULTI_NODE_READER_ONLY"),
         ]
     ),
     st.builds(with_mode, st.just(0) | st.integers(8, 2**31 - 1) | st.integers(-(2**31), -1), is_block=st.booleans()),
@@ -192,7 +193,7 @@ MALFORMED_CAPABILITIES = st.one_of(
 )
 UNSUPPORTED_CAPABILITIES = st.builds(
     with_mode,
-    st.sampled_from([Mode.SINGLE_NODE_SINGLE_WRITER, Mode.MULTI_NODE_READER_ONLY, Mode.MULTI_NODE_SINGLE_WRITER]),
+    st.just(Mode.MULTI_NODE_SINGLE_WRITER),
     is_block=st.booleans(),
 )
 BAD_CAPABILITIES = MALFORMED_CAPABILITIES | UNSUPPORTED_CAPABILITIES
@@ -284,7 +285,6 @@ PUBLISH = (
     Flaw("node id", NODES, field("node_id")),
     cleared("volume_capability"),
     Flaw("capability", BAD_CAPABILITIES, message("volume_capability")),
-    Flaw("readonly", st.just(True), field("readonly")),
     OVERSIZED["volume_context"],
     OVERSIZED["secrets"],
 )

@@ -124,11 +124,16 @@ class Csi:
         capability: csi_pb2.VolumeCapability = RWX,
         *,
         context: Mapping[str, str] | None = None,
+        readonly: bool = False,
         timeout: float | None = None,
     ) -> dict[str, str]:
         """ControllerPublishVolume; returns the publish context."""
         request = csi_pb2.ControllerPublishVolumeRequest(
-            volume_id=handle, node_id=node, volume_capability=capability, volume_context=dict(context or {})
+            volume_id=handle,
+            node_id=node,
+            volume_capability=capability,
+            volume_context=dict(context or {}),
+            readonly=readonly,
         )
         return dict(self.call(self.controller.ControllerPublishVolume, request, timeout=timeout).publish_context)
 

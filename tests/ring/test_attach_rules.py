@@ -183,7 +183,7 @@ def test_a_filesystem_for_several_nodes_is_an_invalid_argument(
 
 
 @pytest.mark.requirement("R29")
-@pytest.mark.parametrize("mode", ["MULTI_NODE_SINGLE_WRITER", "MULTI_NODE_READER_ONLY", "SINGLE_NODE_SINGLE_WRITER", "UNKNOWN"])
+@pytest.mark.parametrize("mode", ["MULTI_NODE_SINGLE_WRITER", "UNKNOWN"])
 def test_a_mode_that_is_not_offered_is_an_invalid_argument(
     csi: Csi, cluster: Cluster, make_volume: MakeVolume, nodes: tuple[str, ...], mode: str
 ) -> None:

@@ -7,7 +7,8 @@ import pytest
 from rds_csi.capabilities import Unsupported, combine, parse_capabilities, parse_capability
 from rds_csi.errors import InvalidArgument
 from rds_csi.spec import csi_pb2
-from rds_records.record import AccessMode, VolumeMode
+from rds_records.record import AccessMode, Attachment, VolumeMode
+from tests.unit.records.volumes import START
 
 Mode = csi_pb2.VolumeCapability.AccessMode
 
@@ -42,17 +43,28 @@ def test_reader_on_one_node_is_read_only() -> None:
     assert (parsed.access_mode, parsed.read_only) == (AccessMode.READ_WRITE_ONCE, True)
 
 
-def test_shared_file_system_is_refused_with_the_reason() -> None:
+def test_read_write_once_pod_is_for_one_node_and_of_the_same_class_as_read_write_once() -> None:
+    parsed = parse_capability(mount(Mode.SINGLE_NODE_SINGLE_WRITER))
+    assert (parsed.access_mode, parsed.multi_node, parsed.read_only) == (AccessMode.READ_WRITE_ONCE_POD, False, False)
+    held = Attachment(node_name="node-a", id="1", access_mode=AccessMode.READ_WRITE_ONCE, attach_time=START)
+    assert parsed.access.same_class(held, VolumeMode.FILESYSTEM)
+
+
+def test_read_only_many_is_for_several_nodes_and_for_reading() -> None:
+    parsed = parse_capability(block(Mode.MULTI_NODE_READER_ONLY))
+    assert (parsed.access_mode, parsed.multi_node, parsed.read_only) == (AccessMode.READ_ONLY_MANY, True, True)
+
+
+@pytest.mark.parametrize("mode", [Mode.MULTI_NODE_MULTI_WRITER, Mode.MULTI_NODE_READER_ONLY])
+def test_shared_file_system_is_refused_with_the_reason(mode: int) -> None:
     with pytest.raises(InvalidArgument, match="live migration use volumeMode Block") as caught:
-        parse_capability(mount(Mode.MULTI_NODE_MULTI_WRITER))
+        parse_capability(mount(mode))
     assert not isinstance(caught.value, Unsupported)
 
 
 @pytest.mark.parametrize(
     ("mode", "reason"),
     [
-        (Mode.SINGLE_NODE_SINGLE_WRITER, "ReadWriteOncePod"),
-        (Mode.MULTI_NODE_READER_ONLY, "ReadOnlyMany"),
         (Mode.MULTI_NODE_SINGLE_WRITER, "one writer"),
     ],
 )
@@ -113,6 +125,10 @@ def test_volume_for_several_modes_is_made_for_the_widest() -> None:
         [block(Mode.SINGLE_NODE_READER_ONLY), block(Mode.MULTI_NODE_MULTI_WRITER), block(Mode.SINGLE_NODE_WRITER)]
     )
     assert combine(parsed).access_mode is AccessMode.READ_WRITE_MANY
+    alone = parse_capabilities([block(Mode.SINGLE_NODE_SINGLE_WRITER), block(Mode.SINGLE_NODE_WRITER)])
+    assert combine(alone).access_mode is combine(alone[::-1]).access_mode is AccessMode.READ_WRITE_ONCE
+    many = parse_capabilities([block(Mode.MULTI_NODE_READER_ONLY), block(Mode.SINGLE_NODE_WRITER)])
+    assert combine(many).access_mode is AccessMode.READ_ONLY_MANY
 
 
 def test_volume_cannot_be_both_block_and_mount_or_have_two_file_systems() -> None:

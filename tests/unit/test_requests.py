@@ -174,7 +174,7 @@ def test_good_publish_request_is_understood() -> None:
 
 
 def test_publish_checks_come_in_the_reference_order() -> None:
-    request = csi_pb2.ControllerPublishVolumeRequest(readonly=True)
+    request = csi_pb2.ControllerPublishVolumeRequest()
 
     def said() -> str:
         with pytest.raises(InvalidArgument) as caught:
@@ -193,7 +193,15 @@ def test_publish_checks_come_in_the_reference_order() -> None:
     request.node_id = "node-a"
     assert "volumeMode Block" in said()
     request.volume_capability.CopyFrom(capability())
-    assert said().startswith("readonly")
+    request.secrets["key"] = "x" * 5000
+    assert said().startswith("secrets")
+
+
+def test_a_publish_is_read_only_where_it_says_so_or_its_mode_does() -> None:
+    assert not requests.controller_publish(publish()).capability.access.read_only
+    assert requests.controller_publish(publish(readonly=True)).capability.access.read_only
+    mode = capability(Mode.MULTI_NODE_READER_ONLY)
+    assert requests.controller_publish(publish(volume_capability=mode)).capability.access.read_only
 
 
 BAD_IDS = [text for text in NASTY if text not in {"pvc-1", HANDLE, "node-a", "a" * 128, "ext4", "300", "KubeVirt", "1e9"}]
@@ -234,11 +242,11 @@ def test_unpublish_without_node_means_every_node() -> None:
 def test_mode_that_is_not_offered_is_no_error_of_validate() -> None:
     asked = requests.validate_capabilities(
         csi_pb2.ValidateVolumeCapabilitiesRequest(
-            volume_id=HANDLE, volume_capabilities=[capability(), capability(Mode.MULTI_NODE_READER_ONLY)]
+            volume_id=HANDLE, volume_capabilities=[capability(), capability(Mode.MULTI_NODE_SINGLE_WRITER)]
         )
     )
     assert not asked.capabilities
-    assert "ReadOnlyMany" in asked.unsupported
+    assert "one writer" in asked.unsupported
 
 
 def test_validate_refuses_a_shared_file_system_and_missing_capabilities() -> None:

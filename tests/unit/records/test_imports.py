@@ -181,6 +181,13 @@ def test_as_many_holders_as_a_record_can_name_are_kept() -> None:
     assert objections(record) == []
 
 
+def test_whoever_holds_a_volume_for_readers_is_found_reading() -> None:
+    reading = import_attachments(empty(access_mode=AccessMode.READ_ONLY_MANY), [Holder("node-a", START, True)], now=at(1))
+    assert [held.read_only for held in reading.status.attachments] == [True]
+    writing = import_attachments(empty(), [Holder("node-a", START, True)], now=at(1))
+    assert [held.read_only for held in writing.status.attachments] == [False]
+
+
 # Repairs ---------------------------------------------------------------------------------------------
 
 
