@@ -189,7 +189,7 @@ class Model:
             return self
         return replace(self, window=replace(self.window, limit=limit))
 
-    def follows(self, run: Run, live: str, old: str | None, now: datetime) -> Model:
+    def follows(self, run: Run, old: str | None, now: datetime) -> Model:
         """KubeVirt began another run between the two nodes."""
         window = self.window
         if window is None or window.run == run.uid or {held.node for held in self.held} != {run.source, run.target}:
@@ -199,7 +199,8 @@ class Model:
         after = self.hears(window.run, old) if window.run and old else self
         window = after.window or window
         if window.result is None:
-            result = "Succeeded" if live == window.target else "Failed"
+            # The VM was where this run began, wherever it is now.
+            result = "Succeeded" if run.source == window.target else "Failed"
             window = replace(window, result=result)
             after = replace(after, told=(*after.told, result))
         return after.filed(replace(window, gone=frozenset()), "Ended").opened(run.source, run.target, now, run.uid)

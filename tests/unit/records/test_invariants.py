@@ -318,7 +318,7 @@ class Volume(RuleBasedStateMachine):
 
         def wanted(model: Model) -> Model:
             known = old.value if said and old and model.window and model.window.run == uid_before else None
-            return model.follows(Run(source, target, uid), live, known, self.now)
+            return model.follows(Run(source, target, uid), known, self.now)
 
         await self.change(writer, lambda record: supersede(record, run, said or None, now=self.now, new_id=new_id), wanted)
 
