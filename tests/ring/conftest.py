@@ -249,14 +249,14 @@ def resizer(installed: ControlPlane, shim: Shim) -> Iterator[Process]:
 
 
 @pytest.fixture(scope="module")
-def snapshotting(snapshot_kinds: ControlPlane) -> Iterator[Process]:
+def snapshot_control(snapshot_kinds: ControlPlane) -> Iterator[Process]:
     """The cluster's snapshot-controller, while the tests of one file run."""
     with snapshot_controller(snapshot_kinds, snapshot_kinds.logs) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
-def snapshotter(snapshotting: Process, snapshot_kinds: ControlPlane, shim: Shim) -> Iterator[Process]:
+def snapshotter(snapshot_control: Process, snapshot_kinds: ControlPlane, shim: Shim) -> Iterator[Process]:
     """A csi-snapshotter beside the shared shim, and the snapshot-controller, while the tests of one file run."""
     with csi_snapshotter(snapshot_kinds, shim.socket, snapshot_kinds.logs) as process:
         yield process

@@ -108,7 +108,9 @@ class Agreeable(stubs.IdentityServicer, stubs.ControllerServicer):  # type: igno
 
 
 @pytest.fixture(scope="module")
-def driver(snapshotting: Process, snapshot_kinds: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agreeable]:
+def driver(
+    snapshot_control: Process, snapshot_kinds: ControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Agreeable]:
     """The driver, with all sidecars beside it."""
     driver, folder, plane = Agreeable(), tmp_path_factory.mktemp("csi"), snapshot_kinds
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
