@@ -43,7 +43,7 @@ _REJECTIONS: Mapping[Code, type[Rejected]] = {
 CONFLICTS = frozenset({Reason.SINGLE_NODE, Reason.NO_SLOT, Reason.NO_MIGRATION})
 """Refusals because another node holds the volume."""
 
-_NOTED = CONFLICTS | {Reason.DELETING, Reason.NO_EVIDENCE}
+_NOTED = CONFLICTS | {Reason.DELETING, Reason.NO_EVIDENCE, Reason.EXPANDING}
 
 UNPROCESSABLE = 422
 """HTTP status by which the API server refuses an object that its schema or a rule of the CRD does not allow."""

@@ -171,14 +171,13 @@ class Controller(csi_pb2_grpc.ControllerServicer):
     ) -> csi_pb2.ControllerExpandVolumeResponse:
         """Make a volume larger, or find it so; the answer to a retry asks for the node's part again, which may have been lost."""
         asked = requests.expand_volume(request)
-        async with self.locks.try_hold(asked.handle):
-            with self.metrics.volume_operation("expand"):
-                record = await self.attachments.known(asked.handle, caller=None)
-                if record is None:
-                    raise _unknown(asked.handle)
-                record = await self.expansions.expand(
-                    record, asked.capacity_bytes, limit=asked.limit_bytes, deadline=_deadline(context)
-                )
+        with self.metrics.volume_operation("expand"):
+            record = await self.attachments.known(asked.handle, caller=None)
+            if record is None:
+                raise _unknown(asked.handle)
+            record = await self.expansions.expand(
+                record, asked.capacity_bytes, limit=asked.limit_bytes, deadline=_deadline(context)
+            )
         return csi_pb2.ControllerExpandVolumeResponse(
             capacity_bytes=record.spec.capacity_bytes, node_expansion_required=node_must_follow(record)
         )

@@ -41,11 +41,14 @@ class PatchApi(Protocol):
 def waiting_nodes(before: Record | None, after: Record, *, now: datetime) -> tuple[str, ...]:
     """Return the refused nodes that a slot may now be free for.
 
-    That is when a node has left, and, of a record that is seen for the first time, whenever fewer than two are attached: the node
-    may have left while nobody looked.
+    That is when a node has left or the volume has grown, and, of a record that is seen for the first time, whenever fewer than two
+    are attached: the node may have left while nobody looked.
     """
-    if before is not None and not {held.id for held in before.status.attachments} - {held.id for held in after.status.attachments}:
-        return ()
+    if before is not None:
+        left = {held.id for held in before.status.attachments} - {held.id for held in after.status.attachments}
+        grown = before.status.expansion and not after.status.expansion
+        if not left and not grown:
+            return ()
     if len(after.status.attachments) > 1 or after.status.deleting:
         return ()
     recent = (refusal for refusal in after.status.refusals if now - refusal.last_time < RECENT_REFUSAL)

@@ -11,7 +11,7 @@ import pytest
 from rds_csi.spec import csi_pb2
 from tests.ring.cluster import Cluster
 from tests.ring.driver import Shim
-from tests.ring.rpc import GIB, RWO, Csi, Refused, code_of, mount
+from tests.ring.rpc import GIB, RWO, Csi, Refused, at_once, code_of, mount
 from tests.ring.waiting import eventually
 from tests.simulator.box import SimulatedBox
 
@@ -182,3 +182,79 @@ def test_a_shim_that_is_killed_while_a_volume_grows_leaves_a_retry_that_finishes
         shim.start()
         assert expand(csi, handle, 2 * GIB)[0] == 2 * GIB
         csi.delete(handle)
+
+
+def resizes(box: SimulatedBox, handle: str) -> list[str]:
+    """Return the commands that made the disk larger, or tried to."""
+    return [line for line in box.received("/disk set") if handle in line and "file-size" in line]
+
+
+@pytest.mark.requirement("R18")
+def test_a_first_node_and_a_repeat_wait_for_no_expansion(
+    csi: Csi, make_volume: MakeVolume, cluster: Cluster, switched: SimulatedBox
+) -> None:
+    handle, node = make_volume(), cluster.make_node()
+    with ThreadPoolExecutor(1) as pool:
+        switched.switch(latency={"/disk set": 3.0})
+        growing = pool.submit(expand, csi, handle, 2 * GIB)
+        eventually("the box is at work", lambda: resizes(switched, handle))
+        assert [csi.publish_code(handle, node) for _ in range(2)] == ["OK", "OK"]
+        assert not growing.done()
+        assert growing.result() == (2 * GIB, True), "the node that came meanwhile reads the size again"
+
+
+@pytest.mark.requirement("R13", "R48")
+def test_two_replicas_that_are_asked_for_two_sizes_never_make_a_volume_smaller(
+    csi: Csi, make_volume: MakeVolume, cluster: Cluster, switched: SimulatedBox, make_shim: Callable[..., Shim]
+) -> None:
+    handle = make_volume()
+    with Csi(make_shim().endpoint) as replica, ThreadPoolExecutor(1) as pool:
+        switched.switch(latency={"/disk set": 3.0})
+        growing = pool.submit(expand, csi, handle, 3 * GIB)
+        eventually("the box is at work", lambda: resizes(switched, handle))
+        refused = refusal(lambda: expand(replica, handle, 2 * GIB))
+        assert (refused.code, f"{3 * GIB} bytes" in refused.message) == ("ABORTED", True)
+        assert code_of(lambda: expand(csi, handle, 3 * GIB)) == "ABORTED", "one call per volume and process"
+        assert growing.result()[0] == 3 * GIB
+        switched.switch(latency={})
+        assert expand(replica, handle, 2 * GIB)[0] == 3 * GIB
+        sizes = [2 * GIB, 4 * GIB, 5 * GIB, 6 * GIB]
+        codes = at_once([lambda by=by, size=size: expand(by, handle, size) for by in (csi, replica) for size in sizes])
+        assert set(codes) <= {"OK", "ABORTED"}
+        assert expand(replica, handle, 6 * GIB)[0] == 6 * GIB
+    sent = [int(line.rpartition("=")[2].removesuffix("G")) for line in resizes(switched, handle)]
+    assert sent == sorted(sent)
+    record = cluster.record(handle)
+    assert record
+    assert (record["spec"]["capacityBytes"], switched.disks()[handle]["size"]) == (6 * GIB, 6 * GIB)
+    assert "expansion" not in record["status"]
+
+
+@pytest.mark.requirement("R32")
+def test_a_driver_that_dies_while_a_volume_grows_holds_up_no_migration_for_long(
+    csi: Csi, make_volume: MakeVolume, make_shim: Callable[..., Shim], cluster: Cluster, switched: SimulatedBox
+) -> None:
+    handle, source, target = make_volume(), cluster.make_node("source"), cluster.make_node("target")
+    csi.publish(handle, source)
+    doomed = make_shim()
+    with Csi(doomed.endpoint) as by, ThreadPoolExecutor(1) as pool:
+        switched.switch(latency={"/disk set": 2.0})
+        lost = pool.submit(code_of, lambda: expand(by, handle, 2 * GIB, timeout=8))
+        eventually("the box is at work", lambda: resizes(switched, handle))
+        doomed.kill()
+        assert lost.result() == "UNAVAILABLE"
+    assert csi.publish_code(handle, target) == "UNAVAILABLE"
+    eventually("the mark is void", lambda: csi.publish_code(handle, target) == "OK")
+    csi.unpublish(handle, target)
+    assert expand(csi, handle, 2 * GIB) == (2 * GIB, True)
+
+
+def test_the_size_of_an_imported_volume_is_the_boxs_not_its_persistent_volumes(
+    csi: Csi, make_volume: MakeVolume, cluster: Cluster, box: SimulatedBox
+) -> None:
+    handle = make_volume(size=3 * GIB)
+    cluster.api.patch("VolumeAttachmentRecord", handle, {"spec": {"capacityBytes": 4 * GIB}})
+    assert expand(csi, handle, 2 * GIB)[0] == 3 * GIB
+    record = cluster.record(handle)
+    assert record
+    assert record["spec"]["capacityBytes"] == box.disks()[handle]["size"] == 3 * GIB

@@ -15,7 +15,7 @@ from rds_records.clock import ServerClock
 from rds_records.decisions import Code, Reason, Refused
 from rds_records.kubernetes_api import ApiUnavailable, ObjectNotFound, RequestRefused
 from rds_records.names import volume_attachment_name
-from rds_records.record import Record
+from rds_records.record import Expansion, Record
 from rds_records.transitions import note_refusal
 from tests.unit.operator.volumes import HANDLE, NOW, attached, detached, migrating, record
 
@@ -57,6 +57,13 @@ def test_a_node_that_was_admitted_meanwhile_waits_no_more() -> None:
     before = refused(migrating(), "node-c")
     after = attached(detached(before, "node-a"), "node-c", at=NOW + timedelta(seconds=50))
     assert waiting_nodes(before, after, now=NOW) == ()
+
+
+def test_a_volume_that_has_grown_makes_room_for_the_node_that_waited_for_that() -> None:
+    grown = refused(attached(record(), "node-a"), "node-b")
+    mark = Expansion(capacity_bytes=2 << 30, until_time=NOW)
+    assert waiting_nodes(grown.with_status(expansion=mark), grown, now=NOW) == ("node-b",)
+    assert waiting_nodes(grown, grown.with_status(expansion=mark), now=NOW) == ()
 
 
 def test_every_node_that_waits_is_woken() -> None:

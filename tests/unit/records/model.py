@@ -70,6 +70,8 @@ class Model:
     deleting: bool = False
     held: tuple[Held, ...] = ()
     over: bool = False
+    expanding: tuple[int, datetime] | None = None
+    """To what size, and until when at the latest."""
     window: Window | None = None
     closed: tuple[Window, ...] = ()
     told: tuple[str, ...] = ()
@@ -98,11 +100,11 @@ class Model:
             return self if same else Code.ALREADY_EXISTS
         if block != self.block:
             return Code.INVALID_ARGUMENT
-        if len(self.held) > 1:
-            return Code.FAILED_PRECONDITION
-        if self.held and not (many and self.held[0].many):
+        if len(self.held) > 1 or (self.held and not (many and self.held[0].many)):
             return Code.FAILED_PRECONDITION
         run = None
+        if self.held and self.grows(now):
+            return Code.UNAVAILABLE
         if self.held and not self.any_two:
             if not isinstance(evidence, Run):
                 return evidence or Code.UNAVAILABLE
@@ -255,6 +257,21 @@ class Model:
             return Code.UNAVAILABLE
         return Code.FAILED_PRECONDITION if self.held else replace(self, deleting=True)
 
+    def grows(self, now: datetime) -> bool:
+        return self.expanding is not None and now < self.expanding[1]
+
+    def expands(self, size: int, until: datetime, now: datetime) -> Model | Code:
+        if not self.initialized:
+            return Code.UNAVAILABLE
+        other = self.expanding is not None and self.grows(now) and self.expanding[0] != size
+        if self.deleting or len(self.held) > 1 or self.window or other:
+            return Code.ABORTED
+        return replace(self, expanding=(size, until))
+
+    def expanded(self, mine: tuple[int, datetime] | None, now: datetime) -> Model:
+        done = self.expanding is not None and (self.expanding == mine or now >= self.expanding[1])
+        return replace(self, expanding=None) if done else self
+
     @property
     def totals(self) -> Counter[str]:
         return Counter(self.told)
@@ -268,6 +285,7 @@ def same(model: Model, record: Record) -> bool:
         model.initialized,
         model.deleting,
         model.over,
+        model.expanding,
         tuple((held.node, held.id) for held in model.held),
         model.window and shown(model.window),
         tuple(shown(one) for one in model.closed),
@@ -275,6 +293,7 @@ def same(model: Model, record: Record) -> bool:
         bool(status.initialized),
         bool(status.deleting),
         bool(status.over_attached),
+        status.expansion and (status.expansion.capacity_bytes, status.expansion.until_time),
         tuple((held.node_name, held.id) for held in status.attachments),
         window and written(window),
         tuple(written(closed) for closed in status.history),

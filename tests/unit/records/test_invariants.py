@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from rds_records import expansion
 from rds_records.decisions import Code, Decided, Refused
 from rds_records.imports import Holder, add_missing, import_attachments
 from rds_records.kubernetes_api import ApiError
 from rds_records.kubevirt_evidence import Evidence, EvidenceUnavailable, NotExplained, Rule
 from rds_records.kubevirt_runs import Verdict
-from rds_records.record import AccessMode, Announcement, DualAttachPolicy, Phase, Record, Result, VolumeMode
+from rds_records.record import AccessMode, Announcement, DualAttachPolicy, Expansion, Origin, Phase, Record, Result, VolumeMode
 from rds_records.store import Contended, RecordStore
 from rds_records.transitions import Access, attach, begin_deletion, detach, detach_all, note_refusal
 from rds_records.window_warnings import warn
@@ -95,6 +96,7 @@ class Volume(RuleBasedStateMachine):
         self.runs = ["run-0"]
         self.started: dict[tuple[datetime, str], datetime] = {}
         self.old_ids: list[str] = []
+        self.marks: list[Expansion] = []
         self.api = MemoryApi(lambda method, path: Pause((method, path)))
         self.api.applied = self.applied
         self.store = RecordStore(self.api)
@@ -366,6 +368,24 @@ class Volume(RuleBasedStateMachine):
     async def delete(self, writer: Writer) -> None:
         await self.change(writer, lambda record: begin_deletion(record, now=self.now), lambda model: model.delete())
 
+    async def expand(self, writer: Writer, size: int, seconds: int) -> None:
+        until = self.now + timedelta(seconds=seconds)
+        decision = await self.change(
+            writer,
+            lambda record: expansion.begin(record, size, until=until, now=self.now),
+            lambda model: model.expands(size, until, self.now),
+        )
+        if isinstance(decision, Decided) and decision.record.status.expansion:
+            self.marks.append(decision.record.status.expansion)
+
+    async def end_expansion(self, writer: Writer, mine: Expansion | None) -> None:
+        seen = (mine.capacity_bytes, mine.until_time) if mine else None
+        await self.change(
+            writer,
+            lambda record: expansion.end(record, mine, now=self.now),
+            lambda model: model.expanded(seen, self.now),
+        )
+
     async def report(self, writer: Writer, many: int) -> None:
         """Take entries off the outbox, as the operator does once they are announced and counted."""
         ids = {entry.id for entry in self.newest().status.outbox[:many]}
@@ -463,6 +483,15 @@ class Volume(RuleBasedStateMachine):
         if self.newest().status.attachments or data.draw(st.integers(0, 15)) == 7:
             self.start(self.delete, number, fates)
 
+    @rule(number=anyone, fates=fates, size=st.sampled_from([2, 3]), seconds=st.sampled_from([1, 60, 120]))
+    def an_expansion_begins(self, number: int, fates: list[Mishap] | None, size: int, seconds: int) -> None:
+        self.start(lambda writer: self.expand(writer, size << 30, seconds), number, fates)
+
+    @rule(number=anyone, fates=fates, data=st.data())
+    def an_expansion_ends(self, number: int, fates: list[Mishap] | None, data: st.DataObject) -> None:
+        mine = data.draw(st.sampled_from([*self.marks[-3:], None]))
+        self.start(lambda writer: self.end_expansion(writer, mine), number, fates)
+
     @rule(number=anyone, fates=st.lists(mishaps, max_size=6), many=st.integers(1, 32))
     def the_operator_reports(self, number: int, fates: list[Mishap], many: int) -> None:
         self.start(lambda writer: self.report(writer, many), number, fates)
@@ -535,6 +564,7 @@ class Volume(RuleBasedStateMachine):
         assert same(model, new)
         self.models[str(new.metadata.resource_version)] = model
         self.check_nodes(old, new)
+        self.check_expansion(old, new)
         self.check_results(old, new)
         self.check_announcements(old, new, model)
         self.check_what_people_see(new, model)
@@ -549,6 +579,13 @@ class Volume(RuleBasedStateMachine):
                 window = new.status.migration
                 assert window, "I3"
                 assert {one.node_name for one in held} == {window.source_node, window.target_node}, "I3"
+
+    def check_expansion(self, old: Record, new: Record) -> None:
+        mark, opened = old.status.expansion, new.status.migration
+        if new.status.expansion and new.status.expansion != mark:
+            assert len(new.status.attachments) < 2, "no volume grows while two nodes hold it"
+        if opened and opened.origin is Origin.PUBLISH and old.status.migration is None:
+            assert mark is None or opened.start_time >= mark.until_time, "no second node while it grows"
 
     def check_results(self, old: Record, new: Record) -> None:
         opened, was = new.status.migration, old.status.migration
