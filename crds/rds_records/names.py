@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 import uuid
 from enum import StrEnum
@@ -53,6 +54,14 @@ def check_node_name(node: str) -> str:
             f"node id {node[:260]!r} is not the name of a Kubernetes Node (a lower-case DNS name, at most 253 characters)"
         )
     return node
+
+
+def check_ip_address(address: str) -> str:
+    """Return the address unchanged, or raise ValueError where it is neither an IPv4 nor an IPv6 address."""
+    if not address.isascii() or "%" in address:
+        raise ValueError(f"{address[:60]!r} is no plain IP address")
+    ipaddress.ip_address(address)
+    return address
 
 
 def is_dns_name(name: str) -> bool:

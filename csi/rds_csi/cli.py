@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from importlib.metadata import version
@@ -14,15 +13,15 @@ from typing import Any, Final
 
 from rds_csi.capacity import Reserve
 from rds_csi.identity import check_driver_name
-from rds_csi.parameters import DEFAULT_NVME_PORT, check_base_path, check_ip_address
+from rds_csi.parameters import DEFAULT_NVME_PORT
+from rds_csi.routeros.options import add_box_options, lacking, port
 from rds_csi.server import parse_endpoint
-from rds_csi.settings import DEFAULT_ENDPOINT, DEFAULT_KEY_FILE, DEFAULT_METRICS_ADDRESS, ControllerSettings, Settings
+from rds_csi.settings import DEFAULT_ENDPOINT, DEFAULT_METRICS_ADDRESS, ControllerSettings, Settings
 from rds_csi.snapshot_mode import SnapshotMode
 from rds_process import logs
 from rds_process.exposition import parse_address
 from rds_process.options import Options, duration
-from rds_records.imports import DEFAULT_BASE_PATH
-from rds_records.names import DRIVER_NAME, SlotNames, check_node_name, is_dns_name
+from rds_records.names import DRIVER_NAME, SlotNames, check_ip_address, check_node_name
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +55,6 @@ example:
     --rds-host-key /etc/rds-csi/rds-host-key --nvme-address 10.0.1.5 --rds-volume-base-path /storage-pool/metal-csi
 """
 
-_HOST_USER = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._@+-]{0,63}")
-
 
 def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """Return the command line's parser, with defaults from the environment."""
@@ -85,31 +82,14 @@ def _controller(flags: argparse.ArgumentParser, environment: Mapping[str, str]) 
     options = Options(flags, environment, prefix="RDS_CSI_")
     _shared(options, "id under which this pod serves the Node service as well; empty: it does not")
     add = options.add
-    add("--rds-address", "the box: where SSH is answered", metavar="HOST", kind=_host, variables=["RDS_ADDRESS"])
-    add("--rds-port", "its SSH port", default="22", metavar="PORT", kind=_port, variables=["RDS_PORT"])
-    add("--rds-user", "the user to log in as", default="admin", metavar="NAME", kind=_user, variables=["RDS_USER"])
-    add("--rds-key-file", "the user's private key, read at each connect", default=DEFAULT_KEY_FILE, metavar="FILE")
-    add(
-        "--rds-host-key",
-        "the host key that the box must present, a line as in authorized_keys, or a file with it",
-        metavar="KEY|FILE",
-    )
-    options.switch("--rds-insecure-skip-verify", "connect without a host key, to whoever answers; for tests")
-    add(
-        "--rds-volume-base-path",
-        "directory on the box under which all volumes lie",
-        default=DEFAULT_BASE_PATH,
-        metavar="PATH",
-        kind=check_base_path,
-        variables=["RDS_VOLUME_BASE_PATH"],
-    )
+    add_box_options(options)
     add(
         "--nvme-address",
         "where nodes reach volumes whose StorageClass names no address; empty: at the box's",
         metavar="IP",
         kind=_ip,
     )
-    add("--nvme-port", "the NVMe/TCP port", default=str(DEFAULT_NVME_PORT), metavar="PORT", kind=_port)
+    add("--nvme-port", "the NVMe/TCP port", default=str(DEFAULT_NVME_PORT), metavar="PORT", kind=port)
     add(
         "--slot-names",
         "slots named like the volume, as the Go driver does, or of 32 characters",
@@ -169,10 +149,8 @@ def read(argv: Sequence[str] | None, environment: Mapping[str, str]) -> tuple[Se
         if not chosen.node_id:
             flags.error("--node-id is required")
         return Settings(**shared), chosen
-    if not chosen.rds_address:
-        flags.error("--rds-address is required")
-    if not chosen.rds_host_key and not chosen.rds_insecure_skip_verify:
-        flags.error("--rds-host-key is required: without it whoever answers is taken for the box")
+    if wrong := lacking(chosen):
+        flags.error(wrong)
     settings = ControllerSettings(
         **shared,
         rds_address=chosen.rds_address,
@@ -203,27 +181,6 @@ def _node_name(text: str) -> str:
 
 def _ip(text: str) -> str:
     return text and check_ip_address(text)
-
-
-def _host(text: str) -> str:
-    if text and not is_dns_name(text):
-        try:
-            check_ip_address(text)
-        except ValueError as error:
-            raise ValueError(f"{text[:60]!r} is neither an IP address nor a DNS name") from error
-    return text
-
-
-def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65_536:
-        raise ValueError(f"{text[:60]!r} is no port from 1 to 65535")
-    return int(text)
-
-
-def _user(text: str) -> str:
-    if not _HOST_USER.fullmatch(text):
-        raise ValueError(f"{text[:60]!r} is no user name")
-    return text
 
 
 def _address(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,15 +11,13 @@ from rds_csi.capabilities import check_fs_type
 from rds_csi.errors import InvalidArgument
 from rds_csi.routeros.commands import FilePath
 from rds_csi.routeros.errors import InvalidName
-from rds_records.names import is_dns_name
+from rds_csi.routeros.options import check_base_path
+from rds_records.names import check_ip_address, is_dns_name
 from rds_records.record import DualAttachPolicy, ObjectReference
 
 DEFAULT_NVME_PORT: Final = 4420
 MIN_MIGRATION_TIMEOUT: Final = 30
 MAX_MIGRATION_TIMEOUT: Final = 86_400
-MAX_BASE_PATH: Final = 256
-"""Characters of a base path: a file name of a handle and ``.img`` still fits behind it."""
-
 MAX_KERNEL_SECONDS: Final = 2**31 - 1
 """The kernel keeps these NVMe timeouts in an int (linux, drivers/nvme/host/fabrics.c)."""
 
@@ -132,22 +129,6 @@ def parse_mutable_parameters(parameters: Mapping[str, str]) -> int | None:
     return _integer(
         parameters, "migrationTimeoutSeconds", MIN_MIGRATION_TIMEOUT, MAX_MIGRATION_TIMEOUT, kind="VolumeAttributesClass"
     )
-
-
-def check_base_path(path: str) -> str:
-    """Return the base path unchanged, or raise ValueError where it is no directory under a mount point of the box."""
-    checked = FilePath(path)
-    if len(checked) > MAX_BASE_PATH:
-        raise ValueError(f"a base path has at most {MAX_BASE_PATH} characters: {path[:60]!r}…")
-    return str(checked)
-
-
-def check_ip_address(address: str) -> str:
-    """Return the address unchanged, or raise ValueError where it is neither an IPv4 nor an IPv6 address."""
-    if not address.isascii() or "%" in address:
-        raise ValueError(f"{address[:60]!r} is no plain IP address")
-    ipaddress.ip_address(address)
-    return address
 
 
 def _volume_path(path: str, base_path: str) -> str:

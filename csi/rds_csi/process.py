@@ -7,7 +7,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 from kubernetes.config.config_exception import ConfigException
 from prometheus_client import CollectorRegistry, Histogram
@@ -20,9 +19,9 @@ from rds_csi.interceptors import RpcInterceptor
 from rds_csi.metrics import BoxLink, ShimMetrics, rpc_histogram
 from rds_csi.migration_evidence import MigrationEvidence
 from rds_csi.node import Node
-from rds_csi.parameters import check_ip_address
-from rds_csi.routeros import Box, FilePath, HostKey, Subvolumes, Transport
+from rds_csi.routeros import Box, FilePath, Subvolumes, Transport
 from rds_csi.routeros import Settings as BoxSettings
+from rds_csi.routeros.options import box_settings
 from rds_csi.server import CsiServer, served_methods, wait_for_signal
 from rds_csi.settings import ControllerSettings, Settings
 from rds_csi.snapshot_backend import BtrfsBackend
@@ -31,6 +30,7 @@ from rds_csi.volume_locks import VolumeLocks
 from rds_csi.volumes import Volumes
 from rds_process import exposition
 from rds_records.kubernetes_api import ApiError, KubernetesApi, load_configuration
+from rds_records.names import check_ip_address
 from rds_records.store import RecordStore
 
 _log = logging.getLogger(__name__)
@@ -131,19 +131,13 @@ async def _serve(
 
 
 def _box(settings: ControllerSettings) -> BoxSettings:
-    text = settings.rds_host_key
-    if text.startswith("/"):
-        try:
-            text = Path(text).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"the file of --rds-host-key cannot be read: {error}") from error
-    return BoxSettings(
-        address=settings.rds_address,
-        port=settings.rds_port,
-        user=settings.rds_user,
-        key_file=Path(settings.rds_key_file),
-        host_key=HostKey.parse(text) if text else None,
-        insecure_skip_verify=settings.rds_insecure_skip_verify,
+    return box_settings(
+        rds_address=settings.rds_address,
+        rds_port=settings.rds_port,
+        rds_user=settings.rds_user,
+        rds_key_file=settings.rds_key_file,
+        rds_host_key=settings.rds_host_key,
+        rds_insecure_skip_verify=settings.rds_insecure_skip_verify,
     )
 
 

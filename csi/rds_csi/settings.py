@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from rds_csi.capacity import NO_RESERVE, Reserve
 from rds_csi.parameters import DEFAULT_NVME_PORT
+from rds_csi.routeros.options import DEFAULT_KEY_FILE
 from rds_csi.server import DRAIN_SECONDS
 from rds_csi.snapshot_mode import SnapshotMode
 from rds_records.imports import DEFAULT_BASE_PATH
 from rds_records.names import DRIVER_NAME, SlotNames
 
 DEFAULT_ENDPOINT = f"unix:///var/lib/kubelet/plugins/{DRIVER_NAME}/csi.sock"
-DEFAULT_KEY_FILE = "/etc/rds-csi/ssh-key/id_rsa"
 DEFAULT_METRICS_ADDRESS = ":9809"
 
 

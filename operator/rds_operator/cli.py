@@ -12,7 +12,9 @@ from typing import Final
 
 import uvloop
 
-from rds_operator import handlers
+from rds_csi.routeros import Settings as BoxSettings
+from rds_csi.routeros.options import add_box_options, box_settings, lacking
+from rds_operator import handlers, orphans_command
 from rds_operator.lease import Timing
 from rds_operator.process import Settings, default_identity, live
 from rds_process import logs
@@ -28,10 +30,20 @@ NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/name
 DEFAULT_NAMESPACE: Final = "rds-csi"
 DEFAULT_METRICS_ADDRESS: Final = ":9810"
 
+MIN_INTERVAL: Final = 0.5
+"""Seconds; below that the box would do little else."""
+
+ORPHANS: Final = """\
+List what lies under --rds-volume-base-path on the box and is named by nobody in the cluster: no PersistentVolume, no record, no
+VolumeSnapshotContent. The active operator keeps the list. Nothing is ever deleted by itself, because a restored cluster, or the
+wrong one, makes live data look like this. With delete, one orphan is looked up again everywhere, and removed if you type its name.
+"""
+
 DESCRIPTION: Final = """\
 Watch VolumeAttachmentRecords: mark migrations that run past their deadline as TimedOut, and report what happens to volumes as
-Events on their PersistentVolumeClaims and as metrics. Attaches and detaches do not need this process; what it cannot report now
-it reports later. Run two replicas: one is active by Lease, the other takes over.
+Events on their PersistentVolumeClaims and as metrics. With --rds-address, look at the box now and then: volumes that it lost,
+orphans, sensors, the pool. Attaches and detaches do not need this process; what it cannot report now it reports later. Run two
+replicas: one is active by Lease, the other takes over.
 """
 
 EPILOG: Final = """\
@@ -63,9 +75,42 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         ("--retry-period", "how often the Lease is renewed, or tried for", timing.retry_period),
     ):
         options.add(flag, text, default=f"{seconds:g}s", metavar="TIME", kind=duration)
+    add_box_options(options)
+    options.add("--inventory-interval", "how often the box is looked at", default="60s", metavar="TIME", kind=_interval)
+    options.add(
+        "--disk-metrics",
+        "whose traffic is measured: the pool's, or each volume's too (as many series as volumes)",
+        default="pool",
+        choices=("pool", "volumes"),
+    )
+    options.add(
+        "--orphan-grace",
+        "for how long nobody must name a thing on the box before it is reported as an orphan",
+        default="24h",
+        metavar="TIME",
+        kind=duration,
+    )
+    options.add(
+        "--deployment-name", "the operator's own Deployment, on which orphans are reported", default="rds-operator", metavar="NAME"
+    )
     options.add("--log-format", "one line of text, or one JSON object, per message", default="json", choices=logs.FORMATS)
     options.add("--log-level", "what goes to stderr", default="info", choices=logs.LEVELS)
+    _commands(flags)
     return flags
+
+
+def _commands(flags: argparse.ArgumentParser) -> None:
+    commands = flags.add_subparsers(dest="command", required=False, metavar="orphans", title="commands")
+    orphans = commands.add_parser(
+        "orphans",
+        help="list what lies on the box and nobody in the cluster names; without a command, operate",
+        description=ORPHANS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    orphans.add_argument("-o", "--output", default="table", choices=("table", "json"), help="a table for people, or JSON")
+    actions = orphans.add_subparsers(dest="action", required=False, metavar="delete", title="actions")
+    delete = actions.add_parser("delete", help="check one again and, if the answer is its name, remove it from the box")
+    delete.add_argument("name", metavar="NAME", help="as the list shows it")
 
 
 def settings(flags: argparse.ArgumentParser, arguments: Sequence[str] | None) -> tuple[Settings, argparse.Namespace]:
@@ -75,6 +120,7 @@ def settings(flags: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
         timing = Timing(chosen.lease_duration, chosen.renew_deadline, chosen.retry_period)
         if chosen.metrics_address:
             parse_address(chosen.metrics_address)
+        box = _box(flags, chosen)
     except ValueError as error:
         flags.error(str(error))
     return Settings(
@@ -86,7 +132,35 @@ def settings(flags: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
         driver_name=chosen.driver_name,
         metrics_address="" if chosen.disable_metrics else chosen.metrics_address,
         events=not chosen.disable_events,
+        box=box,
+        base_path=chosen.rds_volume_base_path,
+        inventory_interval=chosen.inventory_interval,
+        every_disk=chosen.disk_metrics == "volumes",
+        orphan_grace=chosen.orphan_grace,
+        deployment=chosen.deployment_name,
     ), chosen
+
+
+def _box(flags: argparse.ArgumentParser, chosen: argparse.Namespace) -> BoxSettings | None:
+    if not chosen.rds_address:
+        return None
+    if wrong := lacking(chosen):
+        flags.error(wrong)
+    return box_settings(
+        rds_address=chosen.rds_address,
+        rds_port=chosen.rds_port,
+        rds_user=chosen.rds_user,
+        rds_key_file=chosen.rds_key_file,
+        rds_host_key=chosen.rds_host_key,
+        rds_insecure_skip_verify=chosen.rds_insecure_skip_verify,
+    )
+
+
+def _interval(text: str) -> float:
+    seconds = duration(text)
+    if seconds < MIN_INTERVAL:
+        raise ValueError(f"{text!r} is less than {MIN_INTERVAL:g} s")
+    return seconds
 
 
 def _own_namespace() -> str:
@@ -98,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen, given = settings(parser(os.environ), argv)
     logs.configure(given.log_format, given.log_level)
     handlers.quiet()
+    if given.command == "orphans":
+        sys.exit(uvloop.run(orphans_command.run(chosen, given)))
     try:
         uvloop.run(live(chosen))
     except Exception:

@@ -44,6 +44,7 @@ class EventReason(StrEnum):
     ATTACHMENT_CONFLICT = "AttachmentConflict"
     VOLUME_ATTACHED = "VolumeAttached"
     VOLUME_DETACHED = "VolumeDetached"
+    ORPHAN_DETECTED = "OrphanDetected"
 
     @property
     def type(self) -> str:
@@ -60,6 +61,7 @@ _WARNINGS: Final = frozenset(
         EventReason.MIGRATION_LEAVING_BLOCKED,
         EventReason.FOREIGN_POD,
         EventReason.ATTACHMENT_CONFLICT,
+        EventReason.ORPHAN_DETECTED,
     }
 )
 

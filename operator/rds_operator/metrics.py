@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from rds_operator.events import EventReason
+from rds_operator.events import EventReason, Posted
+from rds_operator.inventory import AVAILABLE
 from rds_operator.memory import RecordMemory
 from rds_operator.timeouts import runs
 from rds_records.conditions import derive_phase
@@ -60,6 +61,13 @@ class OperatorMetrics:
             self.events_failed.labels(reason)
         self.registry.register(RecordGauges(memory))
 
+    def count_event(self, reason: EventReason, posted: Posted) -> None:
+        """Count what became of an Event; one that was found posted before was counted then."""
+        if posted is Posted.CREATED:
+            self.events_posted.labels(reason).inc()
+        elif posted is Posted.REFUSED:
+            self.events_failed.labels(reason).inc()
+
     def count(self, entry: OutboxEntry) -> None:
         """Count one announced transition, or the totals that collapsed ones left."""
         if entry.kind in RESULTS:
@@ -107,7 +115,16 @@ class RecordGauges(Collector):
         if starts:
             oldest.add_metric([], min(starts))
         yield oldest
+        unavailable = [record for record in records if _unavailable(record)]
+        yield GaugeMetricFamily(
+            "rds_csi_volumes_unavailable", "Volumes that the box does not have, or does not export.", value=len(unavailable)
+        )
         by_phase = GaugeMetricFamily("rds_csi_attachment_records", "Volume attachment records by phase.", labels=["phase"])
         for phase in Phase:
             by_phase.add_metric([phase], phases[phase])
         yield by_phase
+
+
+def _unavailable(record: Record) -> bool:
+    condition = record.status.condition(AVAILABLE)
+    return condition is not None and condition.status == "False"

@@ -15,19 +15,27 @@ from typing import Any, Final
 import kopf
 from kubernetes.aio.client import Configuration
 
+from rds_csi.routeros import Box, FilePath, Transport
+from rds_csi.routeros import Settings as BoxSettings
 from rds_operator import handlers
 from rds_operator.active import ActiveOperator
+from rds_operator.box_metrics import BoxGauges
+from rds_operator.box_watch import BoxWatch
 from rds_operator.claims import Claims
 from rds_operator.events import EventRecorder
+from rds_operator.inventory import Inventory
 from rds_operator.lease import Leadership, LeaseLost, Timing
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
 from rds_operator.migrations import MigrationFollower
+from rds_operator.orphan_watch import NamesInCluster, OrphanGauges, OrphanWatch
 from rds_operator.reporting import Reporter
+from rds_operator.suspects import SuspectStore
 from rds_operator.timeouts import Deadlines, WindowAges
 from rds_operator.waiting import WaitingNodes
 from rds_process.exposition import Readiness, serve
 from rds_records.clock import ServerClock
+from rds_records.imports import DEFAULT_BASE_PATH
 from rds_records.kubernetes_api import KubernetesApi, load_configuration
 from rds_records.names import DRIVER_NAME
 from rds_records.store import RecordStore
@@ -60,6 +68,17 @@ class Settings:
     """Where to serve metrics and health; empty: nowhere."""
 
     events: bool = True
+    box: BoxSettings | None = None
+    """How to reach the box; None: it is not looked at."""
+
+    base_path: str = DEFAULT_BASE_PATH
+    inventory_interval: float = 60.0
+    every_disk: bool = False
+    """Whether the traffic of each volume is measured, not of the pool alone."""
+
+    orphan_grace: float = 86_400.0
+    deployment: str = "rds-operator"
+    """The operator's own Deployment, on which orphans are reported."""
 
 
 class Operator:
@@ -84,22 +103,58 @@ class Operator:
         )
         store = RecordStore(self.api)
         deadlines = Deadlines(store, WindowAges(clock), clock)
+        recorder = EventRecorder(self.api, self.life) if settings.events else None
         self.reporter = Reporter(
             store,
             Claims(self.api, driver=settings.driver_name),
-            EventRecorder(self.api, self.life) if settings.events else None,
+            recorder,
             self.metrics,
             clock,
             life=self.life,
             after=deadlines.first,
         )
         self.migrations = MigrationFollower(self.api, self.api, store, clock, self.memory.get)
+        self.transport = Transport(settings.box) if settings.box else None
+        self.box_watch = self._watch_box(self.transport, store, recorder, clock) if self.transport else None
         self.active = ActiveOperator(
             self.api,
             self.memory,
             deadlines,
             (self.reporter, self.migrations, WaitingNodes(self.api, clock, driver=settings.driver_name)),
         )
+
+    def _watch_box(self, transport: Transport, store: RecordStore, recorder: EventRecorder | None, clock: ServerClock) -> BoxWatch:
+        settings, inventory, base_path = self.settings, Inventory(), FilePath(self.settings.base_path)
+        orphans = OrphanWatch(
+            base_path,
+            NamesInCluster(self.api, store, settings.driver_name),
+            SuspectStore(self.api, settings.namespace),
+            recorder,
+            deployment=settings.deployment,
+            grace=settings.orphan_grace,
+            interval=settings.inventory_interval,
+            count=self.metrics.count_event,
+        )
+        self.metrics.registry.register(BoxGauges(inventory, base_path.mount_point))
+        self.metrics.registry.register(OrphanGauges(orphans))
+        return BoxWatch(
+            Box(transport),
+            base_path,
+            store,
+            self.memory,
+            inventory,
+            clock,
+            interval=settings.inventory_interval,
+            every_disk=settings.every_disk,
+            observers=(orphans,),
+        )
+
+    async def _keep_watching_box(self) -> None:
+        if self.box_watch is None or self.transport is None:
+            await asyncio.Event().wait()
+            return
+        async with self.transport:
+            await self.box_watch.run()
 
     def readiness(self) -> Readiness:
         """Tell whether this replica does, or could do, its work; a standby that sees the API server is ready."""
@@ -113,6 +168,7 @@ class Operator:
             "records_loaded": self.memory.complete,
             "volumes_to_report": self.reporter.busy,
             "kubevirt": self.migrations.kubevirt.access,
+            "box": "not watched" if self.transport is None else str(self.transport.trouble or "ok"),
         }
         return ready, detail
 
@@ -148,6 +204,7 @@ class Operator:
             asyncio.create_task(self.active.keep_in_step(), name="resync"),
             asyncio.create_task(self.active.keep_deadlines(), name="deadlines"),
             asyncio.create_task(self.migrations.keep_looking(), name="migrations"),
+            asyncio.create_task(self._keep_watching_box(), name="box"),
             *(asyncio.create_task(one.run(), name="reflector") for one in self.migrations.kubevirt.reflectors),
         )
         framework = asyncio.create_task(self._kopf(started), name="kopf")

@@ -331,10 +331,8 @@ class Reporter:
             # An answer was lost: what is there now is very likely what this life posted.
             self._unanswered.discard(notice.name)
             posted = Posted.CREATED if posted is Posted.EXISTED else posted
-        if posted is Posted.CREATED:
-            self._metrics.events_posted.labels(notice.reason).inc()
-        elif posted is Posted.REFUSED:
-            self._metrics.events_failed.labels(notice.reason).inc()
+        self._metrics.count_event(notice.reason, posted)
+        if posted is Posted.REFUSED:
             namespace = subject.reference.namespace if subject else ""
             why = f"the API server refuses Events in namespace {namespace}" if subject else "no claim is bound to the volume"
             logger.warning("%s: Event %s is given up: %s", record.metadata.name, notice.reason, why)

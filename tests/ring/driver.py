@@ -29,6 +29,17 @@ class Box:
     host_key_file: Path
     base_path: str
 
+    def options(self) -> list[str]:
+        """Return the options that say so."""
+        return [
+            f"--rds-address={self.address}",
+            f"--rds-port={self.port}",
+            f"--rds-user={self.user}",
+            f"--rds-key-file={self.key_file}",
+            f"--rds-host-key={self.host_key_file}",
+            f"--rds-volume-base-path={self.base_path}",
+        ]
+
 
 class Metrics:
     """One scrape."""
@@ -105,12 +116,7 @@ class Shim(Served):
             COMMANDS / "rds-csi",
             "controller",
             f"--endpoint={self.endpoint}",
-            f"--rds-address={box.address}",
-            f"--rds-port={box.port}",
-            f"--rds-user={box.user}",
-            f"--rds-key-file={box.key_file}",
-            f"--rds-host-key={box.host_key_file}",
-            f"--rds-volume-base-path={box.base_path}",
+            *box.options(),
             f"--kubeconfig={plane.kubeconfig_for(NAMESPACE, account, through=through)}",
             f"--metrics-address={address}",
             *extra,
@@ -131,17 +137,22 @@ class Operator(Served):
         name: str = "rds-operator",
         through: Gateway | None = None,
         account: str = OPERATOR,
+        box: Box | None = None,
         extra: Iterable[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         address = f"{LOOPBACK}:{free_port()}"
-        argv: list[str | Path] = [
-            COMMANDS / "rds-operator",
+        self.options: list[str | Path] = [
             f"--kubeconfig={plane.kubeconfig_for(NAMESPACE, account, through=through)}",
             f"--namespace={NAMESPACE}",
+            *(box.options() if box else ()),
+            *extra,
+        ]
+        argv: list[str | Path] = [
+            COMMANDS / "rds-operator",
             f"--identity={name}",
             f"--metrics-address={address}",
-            *extra,
+            *self.options,
         ]
         super().__init__(name, argv, folder / f"{name}.log", address, env=env)

@@ -41,36 +41,55 @@ RIGHTS = {
     | rights("kubevirt.io", "virtualmachineinstancemigrations", "get", "list", "watch")
     | rights("", "pods", "list")
     | rights("", "nodes", "get")
-    | rights("storage.k8s.io", "volumeattachments", "patch")
+    | rights("storage.k8s.io", "volumeattachments", "list", "patch")
+    | rights("snapshot.storage.k8s.io", "volumesnapshotcontents", "list")
     | rights("", "events", "create", "patch"),
 }
 """That none is missing is shown by all other tests of the ring, that none is idle by those of the audit log."""
 
-OWN_NAMESPACE = {CONTROLLER: set[Right](), OPERATOR: rights("coordination.k8s.io", "leases", "get", "create", "update")}
+OWN_NAMESPACE = {
+    CONTROLLER: set[Right](),
+    OPERATOR: rights("coordination.k8s.io", "leases", "get", "create", "update") | rights("", "configmaps", "create"),
+}
 """What an account may do in the namespace of the installation on top."""
+
+OWN_OBJECTS: dict[str, dict[str, set[Right]]] = {
+    CONTROLLER: {},
+    OPERATOR: {
+        "rds-operator-orphans": rights("", "configmaps", "get", "update"),
+        "rds-operator": rights("apps", "deployments", "get"),
+    },
+}
+"""What an account may do there with single objects, by their names."""
 
 ACCOUNTS = (CONTROLLER, OPERATOR)
 
 
-def allowed(api: Api, namespace: str) -> set[Right]:
-    """Return what the account may do in a namespace, and with objects that lie in none (``kubectl auth can-i --list``)."""
+def allowed(api: Api, namespace: str) -> dict[str, set[Right]]:
+    """Return what the account may do in a namespace, and with objects that lie in none (``kubectl auth can-i --list``).
+
+    By the name of the object where a right is for that one alone, else under the empty name.
+    """
     review = api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", {"spec": {"namespace": namespace}})
     assert not review["status"]["incomplete"], review
-    named = [rule for rule in review["status"]["resourceRules"] if rule.get("resourceNames")]
-    assert not named, "rights on single objects are not what this test knows"
-    return {right for rule in review["status"]["resourceRules"] for right in granted({"rules": [rule]})}
+    found: dict[str, set[Right]] = {"": set()}
+    for rule in review["status"]["resourceRules"]:
+        for name in rule.get("resourceNames") or [""]:
+            found.setdefault(name, set()).update(granted({"rules": [rule]}))
+    return found
 
 
 @pytest.mark.parametrize("account", ACCOUNTS)
 def test_an_account_may_do_in_any_namespace_what_is_written_here_and_no_more(
     account: str, cluster: Cluster, installed: ControlPlane
 ) -> None:
-    assert allowed(installed.api_for(NAMESPACE, account), cluster.namespace) == RIGHTS[account] | EVERYBODY
+    assert allowed(installed.api_for(NAMESPACE, account), cluster.namespace) == {"": RIGHTS[account] | EVERYBODY}
 
 
 @pytest.mark.parametrize("account", ACCOUNTS)
-def test_an_account_may_hold_its_lease_in_its_own_namespace(account: str, installed: ControlPlane) -> None:
-    assert allowed(installed.api_for(NAMESPACE, account), NAMESPACE) == RIGHTS[account] | OWN_NAMESPACE[account] | EVERYBODY
+def test_an_account_may_keep_its_own_objects_in_its_own_namespace(account: str, installed: ControlPlane) -> None:
+    own = {"": RIGHTS[account] | OWN_NAMESPACE[account] | EVERYBODY, **OWN_OBJECTS[account]}
+    assert allowed(installed.api_for(NAMESPACE, account), NAMESPACE) == own
 
 
 def test_no_role_that_is_shipped_has_a_wildcard_or_reads_secrets() -> None:

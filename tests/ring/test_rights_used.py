@@ -6,6 +6,7 @@ That none is missing is shown by every other test of the ring: all processes run
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,10 +15,12 @@ from tests.ring.audit import Right, granted, used
 from tests.ring.cluster import RECORD, Cluster
 from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator
-from tests.ring.installation import CONTROLLER, OPERATOR, resources
+from tests.ring.installation import CONTROLLER, NAMESPACE, OPERATOR, resources
 from tests.ring.kubevirt import KubeVirt
 from tests.ring.rpc import Csi, Refused
+from tests.ring.stack import reach
 from tests.ring.waiting import eventually
+from tests.simulator.box import SimulatedBox
 
 RARE = {
     # Only after a lost compare-and-swap: the record is read again.
@@ -108,11 +111,41 @@ def assert_all_used(plane: ControlPlane, account: str, *roles: Object) -> None:
     eventually(f"{account} has used its rights", nothing_left, timeout=15)
 
 
+@pytest.fixture(scope="module")
+def operator(
+    installed: ControlPlane, snapshot_kinds: ControlPlane, box: SimulatedBox, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operator]:
+    """The only operator while this test runs; it looks at the box, and soon calls something an orphan."""
+    extra = ["--inventory-interval=0.5s", "--orphan-grace=1s"]
+    with Operator(installed, tmp_path_factory.mktemp("operator"), box=reach(box), extra=extra) as operator:
+        yield operator
+
+
+def lose_a_volume(cluster: Cluster, csi: Csi, box: SimulatedBox) -> None:
+    """Let the cluster forget a volume, until it is an orphan, and then the box."""
+    known = cluster.make_static_volume(bound=False)
+    handle = csi.create(f"pvc-{uuid.uuid4()}").volume_id
+    cluster.forget(handle)
+    eventually(
+        "the orphan is reported",
+        lambda: [
+            event
+            for event in cluster.events("rds-operator", reason="OrphanDetected", kind="Deployment", namespace=NAMESPACE)
+            if handle in event["message"]
+        ],
+    )
+    disk = box.disks()[handle]
+    box.run(f"/disk remove [find slot={handle}]")
+    box.run(f'/file remove [find name="{disk["file_path"].lstrip("/")}"]')
+    assert cluster.api.get("PersistentVolume", known.pv)
+
+
 @pytest.mark.usefixtures("attacher", "provisioner")
 def test_shim_and_operator_use_every_right_that_they_are_given(
-    kubevirt: KubeVirt, csi: Csi, operator: Operator, installed: ControlPlane
+    kubevirt: KubeVirt, csi: Csi, operator: Operator, installed: ControlPlane, box: SimulatedBox
 ) -> None:
     live_through_everything(kubevirt.cluster, csi)
+    lose_a_volume(kubevirt.cluster, csi, box)
     migrate_a_virtual_machine(kubevirt)
     assert_all_used(installed, CONTROLLER, role("ClusterRole", "rds-csi-controller"))
     assert_all_used(installed, OPERATOR, role("ClusterRole", "rds-operator"), role("Role", "rds-operator-lease"))

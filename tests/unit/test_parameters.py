@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from rds_csi.errors import InvalidArgument
 from rds_csi.parameters import (
     ALLOWED,
-    check_base_path,
     parse_parameters,
     parse_volume_context,
     publish_context,
     volume_context,
 )
+from rds_csi.routeros.options import check_base_path
 from rds_records.record import DualAttachPolicy, ObjectReference
 
 BASE = "/storage-pool/metal-csi"

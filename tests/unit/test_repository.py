@@ -22,7 +22,10 @@ from rds_csi.metrics import BoxLink, ShimMetrics
 from rds_csi.parameters import ALLOWED, IGNORED, parse_parameters, publish_context, volume_context
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
+from rds_operator.orphan_watch import OrphanGauges
+from rds_operator.orphans import Suspect
 from tests.documents import DOCUMENTS, ROOT, objects
+from tests.unit.operator.test_box_metrics import EVERYTHING, LATER, registry_of
 
 LISTED = {
     "R1", "R2", "R3", "R4", "R8", "R10", "R12", "R13", "R14", "R15", "R16", "R17", "R18", "R19", "R20", "R21", "R23", "R26", "R27",
@@ -136,7 +139,7 @@ def flags_of(parser: argparse.ArgumentParser) -> dict[str, tuple[list[str], str]
     """Return environment variables and default of each flag, from ``--help``."""
     found = {}
     for action in parser._actions:
-        if action.help == argparse.SUPPRESS or action.dest in {"help", "version"}:
+        if action.help == argparse.SUPPRESS or action.dest in {"help", "version"} or isinstance(action, argparse._SubParsersAction):
             continue
         (flag,) = action.option_strings
         variables = re.search(r"env: ([A-Z_, ]+)\]", action.help or "")
@@ -209,8 +212,30 @@ def test_metrics_lists_every_metric_with_its_type_and_labels(process: str) -> No
     assert documented == families(registry)
 
 
+def box_metrics() -> dict[str, set[str]]:
+    """Return the labels of every gauge of the box by its name."""
+    families = [*registry_of(EVERYTHING, LATER).collect(), *OrphanGauges(Judged()).collect()]  # type: ignore[arg-type]
+    return {family.name: {name for sample in family.samples for name in sample.labels} for family in families}
+
+
+class Judged:
+    """An orphan watch that found nothing."""
+
+    judged = True
+
+    def orphans(self) -> list[Suspect]:
+        return []
+
+
+def test_metrics_lists_every_gauge_of_the_box_with_its_labels() -> None:
+    documented = {}
+    for names, labels, _meaning in tables("metrics.md")["The box, as the operator sees it"]:
+        documented.update({name: set(code(labels.split(":")[0])) for name in code(names)})
+    assert documented == box_metrics()
+
+
 def test_every_metric_that_a_document_names_exists() -> None:
-    known = set(families(shim_registry())) | set(families(OperatorMetrics(RecordMemory()).registry))
+    known = set(families(shim_registry())) | set(families(OperatorMetrics(RecordMemory()).registry)) | set(box_metrics())
     series = known | {f"{name}_{suffix}" for name in known for suffix in ("bucket", "sum", "count")}
     named = {(path.name, name) for path in DOCUMENTS for name in re.findall(r"\b(?:rds_)?csi_[a-z0-9_]+", path.read_text())}
     assert {(path, name) for path, name in named if name not in series and name != "rds_csi"} == set()

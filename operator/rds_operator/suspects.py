@@ -1,0 +1,95 @@
+"""Where suspects are kept over restarts: one ConfigMap in the operator's namespace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+from rds_operator.orphans import Kind, Suspect, Thing
+from rds_records.kubernetes_api import ObjectNotFound, WriteConflict
+
+CONFIG_MAP: Final = "rds-operator-orphans"
+KEY: Final = "suspects.json"
+MOST: Final = 2000
+"""Suspects that are kept, the oldest first: a ConfigMap holds 1 MiB."""
+
+
+class ObjectApi(Protocol):
+    """What is needed of the API server (``KubernetesApi`` has it)."""
+
+    async def get(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return an object."""
+        ...
+
+    async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create an object."""
+        ...
+
+    async def replace(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace an object at the version that was read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectStore:
+    """Reads and writes the suspects; what it cannot read is an error, never an empty list."""
+
+    api: ObjectApi
+    namespace: str
+
+    async def load(self) -> dict[str, Suspect]:
+        """Return the suspects by name; none where the ConfigMap does not exist. Raises ApiError, and ValueError for garbage."""
+        try:
+            body = await self.api.get(self._path)
+        except ObjectNotFound:
+            return {}
+        return decode((body.get("data") or {}).get(KEY, "[]"))
+
+    async def save(self, suspects: Mapping[str, Suspect]) -> None:
+        """Write the suspects over whatever is there: only the active operator writes. Raises ApiError."""
+        data = {KEY: encode(suspects)}
+        try:
+            body = await self.api.get(self._path)
+        except ObjectNotFound:
+            metadata = {"name": CONFIG_MAP, "namespace": self.namespace, "labels": {"app.kubernetes.io/part-of": "rds-csi"}}
+            try:
+                await self.api.create(
+                    self._collection, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+                )
+            except WriteConflict:
+                return  # another operator has just made it; the next round writes again
+            return
+        await self.api.replace(self._path, {**body, "data": data})
+
+    @property
+    def _collection(self) -> str:
+        return f"/api/v1/namespaces/{self.namespace}/configmaps"
+
+    @property
+    def _path(self) -> str:
+        return f"{self._collection}/{CONFIG_MAP}"
+
+
+def encode(suspects: Mapping[str, Suspect]) -> str:
+    """Write suspects as JSON, the oldest first."""
+    oldest = sorted(suspects.values(), key=lambda suspect: (suspect.first_seen, suspect.thing.name))[:MOST]
+    return json.dumps(
+        [{**asdict(suspect.thing), "observed": round(suspect.observed, 1), "reported": suspect.reported,
+          "firstSeen": suspect.first_seen.isoformat()} for suspect in oldest]
+    )  # fmt: skip
+
+
+def decode(text: str) -> dict[str, Suspect]:
+    """Read what ``encode`` wrote; raises ValueError where it is something else."""
+    suspects: dict[str, Suspect] = {}
+    try:
+        for one in json.loads(text):
+            first_seen, observed, reported = (one.pop(key) for key in ("firstSeen", "observed", "reported"))
+            thing = Thing(**{**one, "kind": Kind(one["kind"])})
+            suspects[thing.name] = Suspect(thing, datetime.fromisoformat(first_seen), float(observed), bool(reported))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"ConfigMap {CONFIG_MAP}: not what was written there: {error}") from error
+    return suspects
