@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[str, str, bool]] = {
     "RoleBinding": ("/apis/rbac.authorization.k8s.io/v1", "rolebindings", True),
     "Secret": ("/api/v1", "secrets", True),
     "ServiceAccount": ("/api/v1", "serviceaccounts", True),
+    "SnapshotSchedule": ("/apis/snapscheduler.backube/v1", "snapshotschedules", True),
     "StorageClass": ("/apis/storage.k8s.io/v1", "storageclasses", False),
     "StorageProfile": ("/apis/cdi.kubevirt.io/v1beta1", "storageprofiles", False),
     "VolumeAttachment": ("/apis/storage.k8s.io/v1", "volumeattachments", False),
