@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -92,13 +92,26 @@ class RecordStore:
         Raises ObjectNotFound where the record vanished, ApiUnavailable where the API server cannot be reached, Contended where
         other writers won every round.
         """
+        return await self._swap(record, decide, self.write_status)
+
+    async def change_spec(self, record: Record, decide: Callable[[Record], Record]) -> Record:
+        """Write the spec that ``decide`` makes of the record, if it is another one; again, and raises, as ``change``."""
+
+        def decision(newest: Record) -> Decided:
+            changed = decide(newest)
+            return Decided(changed, changed=changed.spec != newest.spec)
+
+        decided = await self._swap(record, decision, self.write)
+        return record if isinstance(decided, Refused) else decided.record
+
+    async def _swap(self, record: Record, decide: Decision, write: Callable[[Record], Awaitable[Record]]) -> Decided | Refused:
         doubt: ApiUnavailable | None = None
         for _ in range(ATTEMPTS):
             decision = decide(record)
             if isinstance(decision, Refused) or not decision.changed:
                 return decision
             try:
-                return Decided(await self.write_status(decision.record), changed=True)
+                return Decided(await write(decision.record), changed=True)
             except WriteConflict:
                 pass
             except ApiUnavailable as error:
@@ -108,28 +121,6 @@ class RecordStore:
             # The write may have been applied all the same: an answer can be lost, and HTTP clients send a PUT again after a dropped
             # connection, so that a conflict may be with our own first copy. The fresh read tells: a decision finds there what it
             # wanted (its own attachment, or none) and changes nothing, or it starts from whatever another writer made of it.
-            record = await self.reread(record)
-        raise Contended(f"record {record.metadata.name} changed under {ATTEMPTS} attempts to write it; try again")
-
-    async def change_spec(self, record: Record, decide: Callable[[Record], Record]) -> Record:
-        """Write the spec that ``decide`` makes of the record; after a lost or doubtful write read again and decide again.
-
-        ``decide`` returns what it is given where there is nothing to write, as after a write whose answer was lost. Raises as
-        ``change``.
-        """
-        doubt: ApiUnavailable | None = None
-        for _ in range(ATTEMPTS):
-            changed = decide(record)
-            if changed.spec == record.spec:
-                return record
-            try:
-                return await self.write(changed)
-            except WriteConflict:
-                pass
-            except ApiUnavailable as error:
-                if doubt or error.status is not None:
-                    raise
-                doubt = error
             record = await self.reread(record)
         raise Contended(f"record {record.metadata.name} changed under {ATTEMPTS} attempts to write it; try again")
 

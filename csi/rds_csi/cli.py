@@ -14,7 +14,7 @@ from typing import Any, Final
 from rds_csi.capacity import Reserve
 from rds_csi.identity import check_driver_name
 from rds_csi.parameters import DEFAULT_NVME_PORT
-from rds_csi.routeros.options import add_box_options, lacking, port
+from rds_csi.routeros.options import BOX_OPTIONS, add_box_options, lacking, port
 from rds_csi.server import parse_endpoint
 from rds_csi.settings import DEFAULT_ENDPOINT, DEFAULT_METRICS_ADDRESS, ControllerSettings, Settings
 from rds_csi.snapshot_mode import SnapshotMode
@@ -153,12 +153,7 @@ def read(argv: Sequence[str] | None, environment: Mapping[str, str]) -> tuple[Se
         flags.error(wrong)
     settings = ControllerSettings(
         **shared,
-        rds_address=chosen.rds_address,
-        rds_port=chosen.rds_port,
-        rds_user=chosen.rds_user,
-        rds_key_file=chosen.rds_key_file,
-        rds_host_key=chosen.rds_host_key,
-        rds_insecure_skip_verify=chosen.rds_insecure_skip_verify,
+        **{name: getattr(chosen, name) for name in BOX_OPTIONS},
         rds_volume_base_path=chosen.rds_volume_base_path,
         nvme_address=chosen.nvme_address,
         nvme_port=chosen.nvme_port,

@@ -20,8 +20,7 @@ from rds_csi.metrics import BoxLink, ShimMetrics, rpc_histogram
 from rds_csi.migration_evidence import MigrationEvidence
 from rds_csi.node import Node
 from rds_csi.routeros import Box, FilePath, Subvolumes, Transport
-from rds_csi.routeros import Settings as BoxSettings
-from rds_csi.routeros.options import box_settings
+from rds_csi.routeros.options import BOX_OPTIONS, box_settings
 from rds_csi.server import CsiServer, served_methods, wait_for_signal
 from rds_csi.settings import ControllerSettings, Settings
 from rds_csi.snapshot_backend import BtrfsBackend
@@ -46,14 +45,14 @@ async def controller(settings: ControllerSettings) -> None:
     Raises OSError where it cannot listen, and ValueError where a key or a kubeconfig cannot be used.
     """
     metrics = ShimMetrics()
-    box_settings = _box(settings)
+    box_at = box_settings(**{name: getattr(settings, name) for name in BOX_OPTIONS})
     try:
         configuration = await load_configuration(settings.kubeconfig or None)
     except ConfigException as error:
         raise ValueError(f"no way to reach the API server: {error}") from error
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(KubernetesApi(configuration))
-        transport = await stack.enter_async_context(Transport(box_settings, BoxLink(metrics, settings.rds_address)))
+        transport = await stack.enter_async_context(Transport(box_at, BoxLink(metrics, settings.rds_address)))
         store = RecordStore(api)
         ready = Readiness(lambda: api.get("/version"))
         attachments = Attachments(
@@ -128,17 +127,6 @@ async def _serve(
         finally:
             await server.stop(settings.drain_timeout)
     _log.info("ended")
-
-
-def _box(settings: ControllerSettings) -> BoxSettings:
-    return box_settings(
-        rds_address=settings.rds_address,
-        rds_port=settings.rds_port,
-        rds_user=settings.rds_user,
-        rds_key_file=settings.rds_key_file,
-        rds_host_key=settings.rds_host_key,
-        rds_insecure_skip_verify=settings.rds_insecure_skip_verify,
-    )
 
 
 def _addresses(settings: ControllerSettings) -> Addresses:

@@ -13,7 +13,7 @@ from typing import Final
 import uvloop
 
 from rds_csi.routeros import Settings as BoxSettings
-from rds_csi.routeros.options import add_box_options, box_settings, lacking
+from rds_csi.routeros.options import BOX_OPTIONS, add_box_options, box_settings, lacking
 from rds_operator import handlers, orphans_command
 from rds_operator.lease import Timing
 from rds_operator.process import Settings, default_identity, live
@@ -146,14 +146,7 @@ def _box(flags: argparse.ArgumentParser, chosen: argparse.Namespace) -> BoxSetti
         return None
     if wrong := lacking(chosen):
         flags.error(wrong)
-    return box_settings(
-        rds_address=chosen.rds_address,
-        rds_port=chosen.rds_port,
-        rds_user=chosen.rds_user,
-        rds_key_file=chosen.rds_key_file,
-        rds_host_key=chosen.rds_host_key,
-        rds_insecure_skip_verify=chosen.rds_insecure_skip_verify,
-    )
+    return box_settings(**{name: getattr(chosen, name) for name in BOX_OPTIONS})
 
 
 def _interval(text: str) -> float:

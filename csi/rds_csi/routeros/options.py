@@ -16,6 +16,9 @@ DEFAULT_KEY_FILE: Final = "/etc/rds-csi/ssh-key/id_rsa"
 MAX_BASE_PATH: Final = 256
 """Characters of a base path: the names of a volume, a snapshot and their files still fit behind it."""
 
+BOX_OPTIONS: Final = ("rds_address", "rds_port", "rds_user", "rds_key_file", "rds_host_key", "rds_insecure_skip_verify")
+"""What ``box_settings`` takes, by the names that argparse gives the options."""
+
 _USER = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._@+-]{0,63}")
 
 
