@@ -104,7 +104,8 @@ class Volumes:
         try:
             made = await self._make_subvolume(record, new=new, deadline=deadline)
             if record.spec.content_source:
-                await self.box.create_disk_of_file(disk, deadline=deadline)
+                made_of_source = await self.box.create_disk_of_file(disk, deadline=deadline)
+                record = await self._as_large(record, made_of_source.size, wanted, disk, deadline)
             else:
                 await self.box.create_disk(disk, deadline=deadline)
         except PoolFull:
@@ -151,6 +152,15 @@ class Volumes:
             dual_attach_policy=wanted.policy,
             migration_timeout_seconds=wanted.migration_timeout_seconds,
         )
+
+    async def _as_large(self, record: Record, size: int, wanted: NewVolume, disk: DiskSpec, deadline: float) -> Record:
+        """Record the size of a copy whose source had grown more than its name says: by an expansion that was under way."""
+        if size == record.spec.capacity_bytes:
+            return record
+        if wanted.limit_bytes and size > wanted.limit_bytes:
+            await self._take_back(record, disk, deadline)
+            raise OutOfRange(f"the source has {size} bytes, more than the limit of {wanted.limit_bytes} bytes")
+        return await self.store.change_spec(record, lambda newest: newest.replace(spec=newest.spec.replace(capacity_bytes=size)))
 
     async def _find(self, source: ContentSource, deadline: float) -> _Source:
         """Find a snapshot or volume on the box; raises NotFound, and what ``snapshot_source`` raises."""

@@ -182,6 +182,19 @@ def test_a_restore_is_never_smaller_than_its_snapshot(volumes: Volumes) -> None:
     assert refusal(lambda: volumes.make(size=GIB, limit=GIB, snapshot=snapshot)).code == "OUT_OF_RANGE"
 
 
+def test_a_restore_is_as_large_as_what_the_snapshot_really_holds(volumes: Volumes, cluster: Cluster) -> None:
+    snapshot = volumes.snapshot(volumes.make(size=GIB))
+    (path,) = [path for path in volumes.box.subvolumes() if snapshot in path]
+    volumes.box.grow_file(f"storage-pool/{path}/disk.img", 3 * GIB)
+    name = f"pvc-{uuid4()}"
+    assert code_of(lambda: volumes.csi.create(name, size=GIB, limit=2 * GIB, snapshot=snapshot)) == "OUT_OF_RANGE"
+    assert (name in volumes.box.disks(), cluster.record(name)) == (False, None)
+    volumes.make(name, size=GIB, snapshot=snapshot)
+    record = cluster.record(name)
+    assert record
+    assert (record["spec"]["capacityBytes"], volumes.box.disks()[name]["size"]) == (3 * GIB, 3 * GIB)
+
+
 # The same answer to every retry
 
 

@@ -127,6 +127,10 @@ class SimulatedBox:
         """Change the pool: ``size``, ``used_elsewhere`` (bytes), ``mount_point``, ``slot``, ``fs``, ``fs_label``."""
         self._ask("pool", **values)
 
+    def grow_file(self, name: str, size: int) -> None:
+        """Give an image another size in bytes, wherever it lies; ``name`` has no leading slash."""
+        self._ask("grow", name=name, size=size)
+
     def health(self, *readings: tuple[str, str, str]) -> None:
         """Replace what the sensors say: name, value, type (``C``, ``RPM``, ``W``, …; empty for a state). None: no sensors."""
         self._ask("health", readings=readings)

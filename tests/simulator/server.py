@@ -311,15 +311,8 @@ class Control:
                 return self._relay.cut()
             case "state":
                 return self._box.store.as_dict()
-            case "pool":
-                for name, value in request.items():
-                    setattr(self._box.store.pool, name, value)
-                return self._box.keep()
-            case "health":
-                self._box.store.health = [(name, value, kind) for name, value, kind in request["readings"]]
-                return self._box.keep()
-            case "traffic":
-                return self._traffic(request["slot"], request["counters"])
+            case "pool" | "grow" | "health" | "traffic" as verb:
+                return self._change(verb, request)
             case "fail":
                 self._box.failures.append(Failure(**request))
                 return None
@@ -329,12 +322,26 @@ class Control:
             case verb:
                 raise ValueError(f"no such verb: {verb}")
 
+    def _change(self, verb: str, request: dict[str, Any]) -> None:
+        """Change what the box holds, behind its own back."""
+        store = self._box.store
+        match verb:
+            case "pool":
+                for name, value in request.items():
+                    setattr(store.pool, name, value)
+            case "grow":
+                store.files[request["name"]].size = request["size"]
+            case "health":
+                store.health = [(name, value, kind) for name, value, kind in request["readings"]]
+            case "traffic":
+                self._traffic(request["slot"], request["counters"])
+        self._box.keep()
+
     def _traffic(self, slot: str, counters: dict[str, str]) -> None:
         unknown = counters.keys() - COUNTERS.keys()
         if unknown:
             raise ValueError(f"no such counter: {', '.join(sorted(unknown))}")
         self._box.store.traffic.setdefault(slot, {}).update(counters)
-        self._box.keep()
 
     def _switch(self, values: dict[str, Any]) -> None:
         was = self._box.switches.black_hole

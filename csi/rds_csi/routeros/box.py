@@ -193,7 +193,7 @@ class Box:
         return _checked(await self._read_back(spec, deadline), spec)
 
     async def create_disk_of_file(self, spec: DiskSpec, *, deadline: float) -> Disk:
-        """Make a disk of the file that lies at the path, grown to the specified size, or find it made; the disk as read back.
+        """Make a disk of the file that lies at the path, grown to the specified size at least, or find it made; as read back.
 
         Safe to call again after any failure and after a crash at any point: a disk that was made and not grown yet is grown.
 
@@ -223,8 +223,8 @@ class Box:
         as_it_is = replace(spec, size=disk.size)
         disk = await self._as_specified(disk, as_it_is, deadline)
         if disk.size < spec.size:
-            disk = await self.resize_disk(spec.slot, spec.size, deadline=deadline)
-        return _checked(disk, spec)
+            return _checked(await self.resize_disk(spec.slot, spec.size, deadline=deadline), spec)
+        return disk
 
     async def resize_disk(self, slot: Slot, size: int, *, deadline: float) -> Disk:
         """Grow the disk to exactly this size in bytes, or find it grown; the disk as read back. It is never made smaller.
