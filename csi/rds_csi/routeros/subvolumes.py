@@ -47,16 +47,7 @@ class Subvolumes:
 
     async def exists(self, path: FilePath, *, deadline: float) -> bool:
         """Tell whether the subvolume is there; SubvolumeInTheWay where that cannot be said of this path."""
-        subvolumes, rows = await self._count(path, deadline)
-        if not rows:
-            return False
-        if subvolumes == 1:
-            return True
-        if subvolumes:
-            raise SubvolumeInTheWay(
-                f"{subvolumes} subvolumes of the box are called {path.last_name}; rename or remove all but {path}"
-            )
-        raise SubvolumeInTheWay(f"{path} exists and is no subvolume")
+        return _is_there(path, *await self._count(path, deadline))
 
     async def create(self, path: FilePath, *, parent: FilePath | None = None, read_only: bool = False, deadline: float) -> bool:
         """Make the subvolume, or find it made; empty, or with what ``parent`` holds in this moment. Whether it was made now.
@@ -69,9 +60,10 @@ class Subvolumes:
             ReadBackMismatch: the box said nothing and made nothing.
         """
         label = await self.label(path.mount_point, deadline=deadline)
-        if await self.exists(path, deadline=deadline):
+        subvolumes, rows = await self._count(path, deadline)
+        if _is_there(path, subvolumes, rows):
             return False
-        if (await self._count(path, deadline))[0]:
+        if subvolumes:
             raise SubvolumeInTheWay(f"another subvolume of the box is called {path.last_name}: {path} could not be told from it")
         if parent is not None and not await self.exists(parent, deadline=deadline):
             raise NoSuchItem(f"there is no subvolume {parent}")
@@ -139,3 +131,14 @@ class Subvolumes:
         """Make the directory that a subvolume is to lie in, where it is missing: as a subvolume, the one documented way."""
         if path.below_mount_point and await self._box.file(path, deadline=deadline) is None:
             await self.create(path, deadline=deadline)
+
+
+def _is_there(path: FilePath, subvolumes: int, rows: int) -> bool:
+    """Tell it from how many subvolumes have the last name, and how many files and directories the path."""
+    if not rows:
+        return False
+    if subvolumes == 1:
+        return True
+    if subvolumes:
+        raise SubvolumeInTheWay(f"{subvolumes} subvolumes of the box are called {path.last_name}; remove all but {path} by hand")
+    raise SubvolumeInTheWay(f"{path} exists and is no subvolume")
