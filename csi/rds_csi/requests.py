@@ -30,6 +30,7 @@ SNAPSHOT_EXTRAS: Final = "csi.storage.k8s.io/"
 PAGE_AFTER: Final = "after:"
 """What the token of a page of volumes begins with; the handle of the last volume of the page before follows."""
 
+_SECRET = re.compile(r"csi\.storage\.k8s\.io/[a-z-]+-secret-(?:name|namespace)")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 
 
@@ -235,8 +236,9 @@ def list_volumes(request: csi_pb2.ListVolumesRequest) -> ListVolumes:
 
 def get_capacity(request: csi_pb2.GetCapacityRequest, *, base_path: str) -> GetCapacity:
     """Return what GetCapacity asks; raises InvalidArgument for parameters that CreateVolume would refuse."""
-    _check_map("parameters", request.parameters)
-    parameters = parse_parameters(request.parameters, base_path=base_path)
+    # csi-provisioner hands the StorageClass on as it is here; for CreateVolume it takes the keys out that name secrets.
+    given = {key: value for key, value in _check_map("parameters", request.parameters).items() if not _SECRET.fullmatch(key)}
+    parameters = parse_parameters(given, base_path=base_path)
     try:
         offered = not request.volume_capabilities or bool(combine(parse_capabilities(request.volume_capabilities)))
     except InvalidArgument:

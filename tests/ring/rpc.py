@@ -98,6 +98,24 @@ class Csi:
         """DeleteVolume."""
         self.call(self.controller.DeleteVolume, csi_pb2.DeleteVolumeRequest(volume_id=handle), timeout=timeout)
 
+    def expand(
+        self,
+        handle: str,
+        size: int,
+        *,
+        limit: int = 0,
+        capability: csi_pb2.VolumeCapability | None = None,
+        timeout: float | None = None,
+    ) -> tuple[int, bool]:
+        """ControllerExpandVolume; returns the size, and whether nodes have their part to do."""
+        request = csi_pb2.ControllerExpandVolumeRequest(
+            volume_id=handle,
+            capacity_range=csi_pb2.CapacityRange(required_bytes=size, limit_bytes=limit),
+            volume_capability=capability,
+        )
+        answer = self.call(self.controller.ControllerExpandVolume, request, timeout=timeout)
+        return answer.capacity_bytes, answer.node_expansion_required
+
     def snapshot(self, name: str, source: str, *, timeout: float | None = None) -> Any:
         """CreateSnapshot; returns the Snapshot."""
         request = csi_pb2.CreateSnapshotRequest(name=name, source_volume_id=source)

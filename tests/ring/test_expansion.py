@@ -19,15 +19,6 @@ MIB, TIB = 2**20, 2**40
 MakeVolume = Callable[..., str]
 
 
-def expand(csi: Csi, handle: str, size: int, limit: int = 0, *, timeout: float | None = None) -> tuple[int, bool]:
-    """ControllerExpandVolume; returns the size that is answered, and whether the node has its part to do."""
-    request = csi_pb2.ControllerExpandVolumeRequest(
-        volume_id=handle, capacity_range=csi_pb2.CapacityRange(required_bytes=size, limit_bytes=limit)
-    )
-    answer = csi.call(csi.controller.ControllerExpandVolume, request, timeout=timeout)
-    return answer.capacity_bytes, answer.node_expansion_required
-
-
 def refusal(call: Callable[[], object]) -> Refused:
     with pytest.raises(Refused) as caught:
         call()
@@ -47,30 +38,30 @@ def test_the_box_has_exactly_what_is_answered_and_never_less_than_was_asked(
     csi: Csi, make_volume: MakeVolume, box: SimulatedBox, cluster: Cluster, size: int
 ) -> None:
     handle = make_volume()
-    answered, _ = expand(csi, handle, size)
+    answered, _ = csi.expand(handle, size)
     record = cluster.record(handle)
     assert record
     assert answered >= size
     assert box.disks()[handle]["size"] == record["spec"]["capacityBytes"] == answered
-    assert expand(csi, handle, size) == (answered, False)
+    assert csi.expand(handle, size) == (answered, False)
 
 
 def test_a_volume_never_becomes_smaller(csi: Csi, make_volume: MakeVolume, box: SimulatedBox) -> None:
     handle = make_volume(size=4 * GIB)
-    assert expand(csi, handle, 2 * GIB)[0] == box.disks()[handle]["size"] == 4 * GIB
+    assert csi.expand(handle, 2 * GIB)[0] == box.disks()[handle]["size"] == 4 * GIB
 
 
 def test_what_does_not_fit_is_out_of_range(csi: Csi, make_volume: MakeVolume) -> None:
     handle = make_volume(size=4 * GIB)
     for size, limit in ((16 * TIB + 1, 0), (2 * GIB, GIB), (GIB, 2 * GIB), (GIB + 1, GIB + 1)):
-        assert code_of(lambda size=size, limit=limit: expand(csi, handle, size, limit)) == "OUT_OF_RANGE"
+        assert code_of(lambda size=size, limit=limit: csi.expand(handle, size, limit=limit)) == "OUT_OF_RANGE"
 
 
 def test_a_volume_that_nobody_knows_is_not_found(csi: Csi, make_volume: MakeVolume, box: SimulatedBox) -> None:
-    assert code_of(lambda: expand(csi, f"pvc-{uuid4()}", GIB)) == "NOT_FOUND"
+    assert code_of(lambda: csi.expand(f"pvc-{uuid4()}", GIB)) == "NOT_FOUND"
     handle = make_volume()
     box.run(f"/disk remove [find slot={handle}]")
-    refused = refusal(lambda: expand(csi, handle, 2 * GIB))
+    refused = refusal(lambda: csi.expand(handle, 2 * GIB))
     assert (refused.code, "no disk in slot" in refused.message) == ("NOT_FOUND", True)
 
 
@@ -88,11 +79,11 @@ def test_a_migrating_volume_is_expanded_when_the_migration_is_over(
     handle, source, target = make_volume(), cluster.make_node("source"), cluster.make_node("target")
     csi.publish(handle, source)
     csi.publish(handle, target)
-    refused = refusal(lambda: expand(csi, handle, 2 * GIB))
+    refused = refusal(lambda: csi.expand(handle, 2 * GIB))
     assert (refused.code, source in refused.message, target in refused.message) == ("ABORTED", True, True)
     assert box.disks()[handle]["size"] == GIB
     csi.unpublish(handle, source)
-    assert expand(csi, handle, 2 * GIB) == (2 * GIB, True)
+    assert csi.expand(handle, 2 * GIB) == (2 * GIB, True)
 
 
 @pytest.mark.requirement("R13", "R32")
@@ -103,7 +94,7 @@ def test_a_second_node_waits_until_the_volume_has_grown_through_another_replica_
     csi.publish(handle, source)
     with Csi(make_shim().endpoint) as replica, ThreadPoolExecutor(1) as pool:
         switched.switch(latency={"/disk set": 3.0})
-        growing = pool.submit(expand, csi, handle, 2 * GIB)
+        growing = pool.submit(csi.expand, handle, 2 * GIB)
         eventually("the expansion is marked", lambda: (cluster.record(handle) or {}).get("status", {}).get("expansion"))
         refused = refusal(lambda: replica.publish(handle, target))
         assert (refused.code, "is being expanded" in refused.message) == ("UNAVAILABLE", True)
@@ -116,10 +107,10 @@ def test_the_node_follows_a_filesystem_always_and_a_device_while_a_node_has_it(
 ) -> None:
     filesystem, device = make_volume(capability=mount()), make_volume(capability=RWO)
     for _ in range(2):
-        assert expand(csi, filesystem, 2 * GIB) == (2 * GIB, True)
-        assert expand(csi, device, 2 * GIB) == (2 * GIB, False)
+        assert csi.expand(filesystem, 2 * GIB) == (2 * GIB, True)
+        assert csi.expand(device, 2 * GIB) == (2 * GIB, False)
     csi.publish(device, cluster.make_node(), RWO)
-    assert expand(csi, device, 2 * GIB) == (2 * GIB, True)
+    assert csi.expand(device, 2 * GIB) == (2 * GIB, True)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -131,7 +122,7 @@ def test_a_lost_link_is_answered_unavailable_and_the_retry_finishes(
 
     def grown() -> int | None:
         try:
-            return expand(csi, handle, 3 * GIB)[0]
+            return csi.expand(handle, 3 * GIB)[0]
         except Refused as error:
             if error.code != "UNAVAILABLE":
                 raise
@@ -148,7 +139,7 @@ def test_a_full_pool_changes_nothing_and_is_said(
 ) -> None:
     handle = make_volume()
     switched.switch(full_pool=True)
-    assert code_of(lambda: expand(csi, handle, 3 * GIB)) == "RESOURCE_EXHAUSTED"
+    assert code_of(lambda: csi.expand(handle, 3 * GIB)) == "RESOURCE_EXHAUSTED"
     record = cluster.record(handle)
     assert record
     assert (record["spec"]["capacityBytes"], "expansion" in record["status"]) == (GIB, False)
@@ -161,9 +152,9 @@ def test_an_expansion_without_a_box_is_unavailable(
     with SimulatedBox(tmp_path_factory.mktemp("away")) as box, Csi(make_shim(box).endpoint) as csi:
         handle = csi.create(f"pvc-{uuid4()}").volume_id
         box.stop()
-        assert code_of(lambda: expand(csi, handle, 2 * GIB, timeout=3)) in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+        assert code_of(lambda: csi.expand(handle, 2 * GIB, timeout=3)) in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
         box.start()
-        assert eventually("the volume has grown", lambda: code_of(lambda: expand(csi, handle, 2 * GIB)) == "OK")
+        assert eventually("the volume has grown", lambda: code_of(lambda: csi.expand(handle, 2 * GIB)) == "OK")
         csi.delete(handle)
 
 
@@ -174,13 +165,13 @@ def test_a_shim_that_is_killed_while_a_volume_grows_leaves_a_retry_that_finishes
     with Csi(shim.endpoint) as csi, ThreadPoolExecutor(1) as pool:
         handle = csi.create(f"pvc-{uuid4()}").volume_id
         switched.switch(latency={"/disk set": 2.0})
-        lost = pool.submit(code_of, lambda: expand(csi, handle, 2 * GIB, timeout=10))
+        lost = pool.submit(code_of, lambda: csi.expand(handle, 2 * GIB, timeout=10))
         eventually("the expansion is marked", lambda: (cluster.record(handle) or {}).get("status", {}).get("expansion"))
         shim.kill()
         assert lost.result() == "UNAVAILABLE"
         switched.switch(latency={})
         shim.start()
-        assert expand(csi, handle, 2 * GIB)[0] == 2 * GIB
+        assert csi.expand(handle, 2 * GIB)[0] == 2 * GIB
         csi.delete(handle)
 
 
@@ -196,7 +187,7 @@ def test_a_first_node_and_a_repeat_wait_for_no_expansion(
     handle, node = make_volume(), cluster.make_node()
     with ThreadPoolExecutor(1) as pool:
         switched.switch(latency={"/disk set": 3.0})
-        growing = pool.submit(expand, csi, handle, 2 * GIB)
+        growing = pool.submit(csi.expand, handle, 2 * GIB)
         eventually("the box is at work", lambda: resizes(switched, handle))
         assert [csi.publish_code(handle, node) for _ in range(2)] == ["OK", "OK"]
         assert not growing.done()
@@ -210,18 +201,18 @@ def test_two_replicas_that_are_asked_for_two_sizes_never_make_a_volume_smaller(
     handle = make_volume()
     with Csi(make_shim().endpoint) as replica, ThreadPoolExecutor(1) as pool:
         switched.switch(latency={"/disk set": 3.0})
-        growing = pool.submit(expand, csi, handle, 3 * GIB)
+        growing = pool.submit(csi.expand, handle, 3 * GIB)
         eventually("the box is at work", lambda: resizes(switched, handle))
-        refused = refusal(lambda: expand(replica, handle, 2 * GIB))
+        refused = refusal(lambda: replica.expand(handle, 2 * GIB))
         assert (refused.code, f"{3 * GIB} bytes" in refused.message) == ("ABORTED", True)
-        assert code_of(lambda: expand(csi, handle, 3 * GIB)) == "ABORTED", "one call per volume and process"
+        assert code_of(lambda: csi.expand(handle, 3 * GIB)) == "ABORTED", "one call per volume and process"
         assert growing.result()[0] == 3 * GIB
         switched.switch(latency={})
-        assert expand(replica, handle, 2 * GIB)[0] == 3 * GIB
+        assert replica.expand(handle, 2 * GIB)[0] == 3 * GIB
         sizes = [2 * GIB, 4 * GIB, 5 * GIB, 6 * GIB]
-        codes = at_once([lambda by=by, size=size: expand(by, handle, size) for by in (csi, replica) for size in sizes])
+        codes = at_once([lambda by=by, size=size: by.expand(handle, size) for by in (csi, replica) for size in sizes])
         assert set(codes) <= {"OK", "ABORTED"}
-        assert expand(replica, handle, 6 * GIB)[0] == 6 * GIB
+        assert replica.expand(handle, 6 * GIB)[0] == 6 * GIB
     sent = [int(line.rpartition("=")[2].removesuffix("G")) for line in resizes(switched, handle)]
     assert sent == sorted(sent)
     record = cluster.record(handle)
@@ -239,14 +230,14 @@ def test_a_driver_that_dies_while_a_volume_grows_holds_up_no_migration_for_long(
     doomed = make_shim()
     with Csi(doomed.endpoint) as by, ThreadPoolExecutor(1) as pool:
         switched.switch(latency={"/disk set": 2.0})
-        lost = pool.submit(code_of, lambda: expand(by, handle, 2 * GIB, timeout=8))
+        lost = pool.submit(code_of, lambda: by.expand(handle, 2 * GIB, timeout=8))
         eventually("the box is at work", lambda: resizes(switched, handle))
         doomed.kill()
         assert lost.result() == "UNAVAILABLE"
     assert csi.publish_code(handle, target) == "UNAVAILABLE"
     eventually("the mark is void", lambda: csi.publish_code(handle, target) == "OK")
     csi.unpublish(handle, target)
-    assert expand(csi, handle, 2 * GIB) == (2 * GIB, True)
+    assert csi.expand(handle, 2 * GIB) == (2 * GIB, True)
 
 
 def test_the_size_of_an_imported_volume_is_the_boxs_not_its_persistent_volumes(
@@ -254,7 +245,7 @@ def test_the_size_of_an_imported_volume_is_the_boxs_not_its_persistent_volumes(
 ) -> None:
     handle = make_volume(size=3 * GIB)
     cluster.api.patch("VolumeAttachmentRecord", handle, {"spec": {"capacityBytes": 4 * GIB}})
-    assert expand(csi, handle, 2 * GIB)[0] == 3 * GIB
+    assert csi.expand(handle, 2 * GIB)[0] == 3 * GIB
     record = cluster.record(handle)
     assert record
     assert record["spec"]["capacityBytes"] == box.disks()[handle]["size"] == 3 * GIB

@@ -99,6 +99,11 @@ def test_there_is_no_room_for_what_is_not_offered(csi: Csi) -> None:
     assert capacity(csi, volume_capabilities=[shared_filesystem]).available_capacity == 0
 
 
+def test_a_storage_class_that_names_secrets_has_the_same_capacity(csi: Csi) -> None:
+    secret = {"csi.storage.k8s.io/provisioner-secret-name": "s", "csi.storage.k8s.io/node-stage-secret-namespace": "n"}
+    assert capacity(csi, parameters=secret).available_capacity > 0
+
+
 def test_parameters_that_no_volume_could_have_are_refused(csi: Csi) -> None:
     assert refused(lambda: capacity(csi, parameters={"volumePath": "/elsewhere/x"})) == "INVALID_ARGUMENT"
 
