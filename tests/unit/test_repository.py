@@ -29,7 +29,8 @@ from tests.unit.operator.test_box_metrics import EVERYTHING, LATER, registry_of
 
 LISTED = {
     "R1", "R2", "R3", "R4", "R8", "R10", "R12", "R13", "R14", "R15", "R16", "R17", "R18", "R19", "R20", "R21", "R23", "R26", "R27",
-    "R28", "R29", "R30", "R31a", "R32", "R36", "R37", "R41", "R42", "R43", "R44", "R45",
+    "R28", "R29", "R30", "R31a", "R32", "R36", "R37", "R38", "R39", "R41", "R42", "R43", "R44", "R45", "R48", "R49", "R50", "R51",
+    "R52",
 }  # fmt: skip
 """What the tests that run against a real control plane must prove."""
 

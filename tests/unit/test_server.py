@@ -96,9 +96,10 @@ async def test_tcp_server_tells_its_port_and_serves_all_that_is_needed_by_sideca
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         identity, node = csi_pb2_grpc.IdentityStub(channel), csi_pb2_grpc.NodeStub(channel)
         assert (await identity.Probe(csi_pb2.ProbeRequest())).ready == BoolValue(value=True)
-        (capability,) = (await identity.GetPluginCapabilities(csi_pb2.GetPluginCapabilitiesRequest())).capabilities
-        assert capability.service.type == csi_pb2.PluginCapability.Service.CONTROLLER_SERVICE
-        assert (await node.NodeGetInfo(csi_pb2.NodeGetInfoRequest())) == csi_pb2.NodeGetInfoResponse(node_id="node-a")
+        offered = (await identity.GetPluginCapabilities(csi_pb2.GetPluginCapabilitiesRequest())).capabilities
+        services = csi_pb2.PluginCapability.Service
+        assert [one.service.type for one in offered] == [services.CONTROLLER_SERVICE, services.VOLUME_ACCESSIBILITY_CONSTRAINTS]
+        assert (await node.NodeGetInfo(csi_pb2.NodeGetInfoRequest())).node_id == "node-a"
         assert not (await node.NodeGetCapabilities(csi_pb2.NodeGetCapabilitiesRequest())).capabilities
     await server.stop(0)
 
