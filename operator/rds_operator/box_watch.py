@@ -71,7 +71,7 @@ class BoxWatch:
         self._sleep = sleep
         self._wall = wall
         self._monotonic = monotonic
-        self._availability = Availability()
+        self._availability = Availability(base_path)
         self._began: float | None = None
         self._failing: dict[str, str] = {}
 

@@ -69,13 +69,16 @@ class Finding:
         return self.reason is Reason.DISK_PRESENT
 
 
-def find(target: Target, disks: Mapping[str, Disk], paths: frozenset[str]) -> Finding:
-    """Look for one volume among the disks (by slot) and the paths of a complete round."""
+def find(target: Target, disks: Mapping[str, Disk], paths: frozenset[str], base: str) -> Finding:
+    """Look for one volume among the disks (by slot) and the paths below ``base`` of a complete round.
+
+    A volume may lie elsewhere, as one that was made before the base path was changed: of its file nothing is known then.
+    """
     slot, path = target.slot, target.file_path
     disk = disks.get(slot)
     if disk is None or disk.path != path:
         other = f", where a disk of {disk.path} is" if disk else ""
-        left = "its file is still there" if path in paths else "nor is its file there"
+        left = "its file is still there" if path in paths else "look for its file"
         return Finding(
             Reason.DISK_MISSING,
             f"the box has no disk of {path} in slot {slot}{other}, {left}: nodes cannot connect. If it was removed by hand, add it "
@@ -96,8 +99,12 @@ def find(target: Target, disks: Mapping[str, Disk], paths: frozenset[str]) -> Fi
 
 @dataclass(slots=True)
 class Availability:
-    """Says of each record whether its volume is on the box; that it is not, only after two complete rounds in a row."""
+    """Says of each record whether its volume is on the box; that it is not, only after two complete rounds in a row.
 
+    ``base`` is the directory of which the files are listed.
+    """
+
+    base: str
     _misses: dict[str, tuple[Reason, int]] = field(default_factory=dict)
 
     def judge(self, records: Iterable[Record], seen: Sighting) -> list[tuple[Record, Finding]]:
@@ -115,7 +122,7 @@ class Availability:
             target = record.spec.target
             if target is None or not record.initialized or record.status.deleting:
                 continue
-            finding = find(target, disks, paths)
+            finding = find(target, disks, paths, self.base)
             uid = record.metadata.uid or record.handle
             if not finding.available:
                 before, count = self._misses.get(uid, (finding.reason, 0))

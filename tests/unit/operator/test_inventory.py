@@ -13,7 +13,8 @@ from rds_records.record import Record, Target
 from tests.unit.operator.volumes import record
 
 GIB = 2**30
-PATH = "/storage-pool/metal-csi/pvc-1.img"
+BASE = "/storage-pool/metal-csi"
+PATH = f"{BASE}/pvc-1.img"
 TARGET = Target(nqn=nqn_for("pvc-1"), slot="pvc-1", file_path=PATH)
 DISK = Disk("pvc-1", PATH, GIB, exported=True, nqn=nqn_for("pvc-1"), port=4420)
 FILE = File(PATH, ".img file", "1024.0MiB")
@@ -32,7 +33,7 @@ def reasons(availability: Availability, *rounds: Sighting) -> list[Reason | None
 
 
 def test_a_volume_that_is_there_is_available_at_once() -> None:
-    assert reasons(Availability(), WHOLE) == [Reason.DISK_PRESENT]
+    assert reasons(Availability(BASE), WHOLE) == [Reason.DISK_PRESENT]
 
 
 @pytest.mark.parametrize(
@@ -46,21 +47,21 @@ def test_a_volume_that_is_there_is_available_at_once() -> None:
     ],
 )
 def test_what_is_wrong_is_said_after_two_complete_rounds_in_a_row(seen: Sighting, reason: Reason) -> None:
-    assert reasons(Availability(), WHOLE, seen, seen, seen) == [Reason.DISK_PRESENT, None, reason, reason]
-    assert reasons(Availability(), seen, WHOLE, seen) == [None, Reason.DISK_PRESENT, None]
+    assert reasons(Availability(BASE), WHOLE, seen, seen, seen) == [Reason.DISK_PRESENT, None, reason, reason]
+    assert reasons(Availability(BASE), seen, WHOLE, seen) == [None, Reason.DISK_PRESENT, None]
 
 
 @pytest.mark.requirement("R39")
 @pytest.mark.parametrize("part", [Sighting(), Sighting(disks=()), Sighting(files=())])
 def test_an_incomplete_round_says_nothing_and_forgets_nothing(part: Sighting) -> None:
-    assert reasons(Availability(), part, part, part) == [None, None, None]
-    assert reasons(Availability(), EMPTY, part, EMPTY) == [None, None, Reason.DISK_MISSING]
+    assert reasons(Availability(BASE), part, part, part) == [None, None, None]
+    assert reasons(Availability(BASE), EMPTY, part, EMPTY) == [None, None, Reason.DISK_MISSING]
 
 
 @given(st.lists(st.sampled_from(["whole", "empty", "failed"]), max_size=12))
 def test_a_volume_is_missing_only_if_the_last_two_complete_rounds_missed_it(rounds: list[str]) -> None:
     sightings = {"whole": WHOLE, "empty": EMPTY, "failed": Sighting(disks=())}
-    said = reasons(Availability(), *(sightings[one] for one in rounds))
+    said = reasons(Availability(BASE), *(sightings[one] for one in rounds))
     for position, one in enumerate(said):
         complete = [name for name in rounds[: position + 1] if name != "failed"]
         missing = rounds[position] == "empty" and complete[-2:] == ["empty", "empty"]
@@ -69,17 +70,22 @@ def test_a_volume_is_missing_only_if_the_last_two_complete_rounds_missed_it(roun
 
 @pytest.mark.parametrize("status", [{"deleting": True}, {"initialized": None}])
 def test_a_volume_that_is_being_made_or_deleted_is_not_judged(status: dict[str, object]) -> None:
-    availability = Availability()
+    availability = Availability(BASE)
     for _ in range(3):
         assert availability.judge([volume(**status)], EMPTY) == []
 
 
 def test_what_is_said_names_slot_file_and_the_way_out() -> None:
-    message = find(TARGET, {}, frozenset({PATH})).message
+    message = find(TARGET, {}, frozenset({PATH}), BASE).message
     assert "slot pvc-1" in message
     assert PATH in message
     assert "its file is still there" in message
-    assert "nvme-tcp-export=yes" in find(TARGET, {"pvc-1": Disk("pvc-1", PATH, GIB, False, None, None)}, frozenset()).message
+    assert "nvme-tcp-export=yes" in find(TARGET, {"pvc-1": Disk("pvc-1", PATH, GIB, False, None, None)}, frozenset(), BASE).message
+
+
+def test_a_volume_outside_the_base_path_is_available_though_its_file_is_not_listed() -> None:
+    assert find(TARGET, {"pvc-1": DISK}, frozenset(), "/storage-pool/elsewhere").reason is Reason.DISK_PRESENT
+    assert find(TARGET, {}, frozenset(), "/storage-pool/elsewhere").reason is Reason.DISK_MISSING
 
 
 def measured(ops: int, time: float, waited: float = 0.0) -> Traffic:
