@@ -90,7 +90,7 @@ def find(target: Target, disks: Mapping[str, Disk], paths: frozenset[str], base:
             f"disk {slot} is there and not exported: nodes cannot connect. Way out, on the box: "
             f"/disk set [find slot={slot}] nvme-tcp-export=yes",
         )
-    if path not in paths:
+    if path not in paths and path.startswith(f"{base}/"):
         return Finding(
             Reason.FILE_MISSING, f"disk {slot} is there, and its file {path} is not listed: look at the box before using it"
         )
