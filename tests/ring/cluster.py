@@ -67,6 +67,10 @@ class Cluster:
         self._make("CSINode", {"metadata": {"name": name}, "spec": {"drivers": [driver]}})
         return name
 
+    def nodes(self) -> list[str]:
+        """Return the nodes that this test made."""
+        return [name for kind, name, _ in self._made if kind == "Node"]
+
     def delete_node(self, node: str) -> None:
         """Remove a node and its kubelet; its pods stay until somebody else removes them."""
         self.kubelet.silent.add(node)
@@ -400,7 +404,7 @@ class Cluster:
     def clean_up(self) -> None:
         """Remove everything that this test made or that was made for it, finalizers or not; another test must not meet it."""
         self.api.request("DELETE", path_of("Pod", None, self.namespace), {"gracePeriodSeconds": 0})
-        nodes = {name for kind, name, _ in self._made if kind == "Node"}
+        nodes = set(self.nodes())
         ours = [volume for volume in self.api.list("PersistentVolume") if self._is_ours(volume)]
         handles = {volume["spec"].get("csi", {}).get("volumeHandle") for volume in ours}
         for claim in self.api.list("PersistentVolumeClaim", self.namespace):

@@ -182,6 +182,33 @@ class Process:
         self.stop()
 
 
+class Supervisor:
+    """Starts each of some processes, and again whenever one has ended, as a kubelet does with containers. A context manager."""
+
+    def __init__(self, *processes: Process) -> None:
+        self._processes = processes
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+
+    def __enter__(self) -> Self:
+        for process in self._processes:
+            process.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+        for process in self._processes:
+            process.stop()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(0.1):
+            for process in self._processes:
+                if not process.running:
+                    process.launch()
+
+
 _alive: WeakSet[Process] = WeakSet()
 
 
