@@ -41,6 +41,14 @@ class Kind(StrEnum):
     SNAPSHOT = "snapshot"
 
 
+WHY: Final[Mapping[Kind, str]] = {
+    Kind.DISK: "no PersistentVolume or record names it",
+    Kind.FILE: "no disk is made of it, no PersistentVolume or record names it",
+    Kind.SUBVOLUME: "no disk is made of it, no PersistentVolume or record names it",
+    Kind.SNAPSHOT: "no VolumeSnapshotContent names it",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Thing:
     """One thing on the box that can be removed as a whole; ``name`` is its path below our directory and tells it from others."""

@@ -15,7 +15,7 @@ from typing import Final, TextIO
 from rds_csi.routeros import Box, BoxError, FilePath, Slot, Subvolumes, Transport
 from rds_csi.routeros import Settings as BoxSettings
 from rds_operator.orphan_watch import NamesInCluster
-from rds_operator.orphans import Kind, Suspect, Thing, unnamed
+from rds_operator.orphans import WHY, Kind, Suspect, Thing, unnamed
 from rds_operator.process import Settings
 from rds_operator.suspects import SuspectStore
 from rds_records.kubernetes_api import ApiError, KubernetesApi, load_configuration
@@ -25,7 +25,7 @@ from rds_records.volume_layout import SUBVOLUME_FILE
 logger = logging.getLogger(__name__)
 
 BOX_SECONDS: Final = 120.0
-_HEADINGS: Final = ("NAME", "KIND", "SIZE", "FIRST SEEN", "SEEN FOR", "STATE")
+_HEADINGS: Final = ("NAME", "KIND", "SIZE", "FIRST SEEN", "SEEN FOR", "STATE", "WHY")
 
 
 class NotDeletable(Exception):
@@ -70,7 +70,7 @@ def show(suspects: Mapping[str, Suspect], grace: float, output: str, out: TextIO
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     for row in rows:
         print("   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip(), file=out)
-    print("\nNamed by no PersistentVolume, record or VolumeSnapshotContent. Nothing is deleted by itself.", file=out)
+    print("\nNothing is deleted by itself.", file=out)
 
 
 def _row(suspect: Suspect, grace: float) -> Sequence[str]:
@@ -79,7 +79,7 @@ def _row(suspect: Suspect, grace: float) -> Sequence[str]:
     seen = str(timedelta(seconds=int(suspect.observed)))
     left = grace - suspect.observed
     state = "orphan" if left <= 0 else f"wait {timedelta(seconds=int(left))}"
-    return thing.name, thing.kind, size, f"{suspect.first_seen:%Y-%m-%d %H:%M}", seen, state
+    return thing.name, thing.kind, size, f"{suspect.first_seen:%Y-%m-%d %H:%M}", seen, state, WHY[thing.kind]
 
 
 def _plain(suspect: Suspect, grace: float) -> dict[str, object]:
@@ -94,6 +94,7 @@ def _plain(suspect: Suspect, grace: float) -> dict[str, object]:
         "firstSeen": suspect.first_seen.isoformat(),
         "observedSeconds": int(suspect.observed),
         "orphan": suspect.observed >= grace,
+        "why": WHY[thing.kind],
     }
 
 

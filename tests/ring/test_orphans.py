@@ -147,6 +147,7 @@ def test_the_list_says_what_it_is_and_since_when(lost: str, looking: Operator, c
     row = next(line for line in shown.splitlines() if line.startswith(lost))
     assert "disk" in row
     assert "1 GiB" in row
+    assert "no PersistentVolume or record names it" in row
     assert "Nothing is deleted by itself" in shown
 
 
