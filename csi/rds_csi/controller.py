@@ -148,7 +148,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         asked = requests.create_snapshot(request)
         if asked.ignored:
             _log.warning("VolumeSnapshotClass parameters without effect", extra={"parameters": asked.ignored})
-        async with self.locks.try_hold(snapshot_id_for(asked.name)), self.locks.hold(asked.source_handle):
+        # Not the source's lock: an attach must not wait for a box that does not answer.
+        async with self.locks.try_hold(snapshot_id_for(asked.name)):
             with self.metrics.volume_operation("create_snapshot"):
                 source = await self.attachments.known(asked.source_handle, caller=None)
                 if source is None:

@@ -25,6 +25,7 @@ CONTROLLERS = (
     "persistentvolume-binder-controller",
     "persistentvolume-protection-controller",
     "persistentvolumeclaim-protection-controller",
+    "volumeattributesclass-protection-controller",
     "garbage-collector-controller",
     "namespace-controller",
     "pod-garbage-collector-controller",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -474,3 +475,16 @@ def test_a_full_pool_leaves_nothing_of_a_volume_or_its_copy(volumes: Volumes, cl
     volumes.box.switch(full_pool=False)
     assert len(volumes.box.subvolumes()) == 3
     assert len(volumes.box.disks()) == 1
+
+
+@pytest.mark.requirement("R18")
+def test_no_attach_waits_for_a_snapshot(snapshotting: Csi, btrfs_box: SimulatedBox, volumes: Volumes, cluster: Cluster) -> None:
+    handle, node = volumes.make(), cluster.make_node()
+    btrfs_box.switch(latency={"/disk/btrfs/subvolume/add": 3.0})
+    with ThreadPoolExecutor(1) as pool:
+        taking = pool.submit(volumes.snapshot, handle)
+        eventually("the box is at work", lambda: btrfs_box.received(f"/disk/btrfs/subvolume/add read-only=yes parent={handle}"))
+        assert snapshotting.publish_code(handle, node) == "OK"
+        assert not taking.done()
+        btrfs_box.switch(latency={})
+        assert taking.result()
