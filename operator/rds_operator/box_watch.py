@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Final, NoReturn, Protocol, TypeVar
 
-from rds_csi.routeros import Box, BoxError, Disk, FilePath, InvalidName, Slot
+from rds_csi.routeros import Box, BoxError, BoxUnreachable, Disk, FilePath, InvalidName, Slot
 from rds_operator.inventory import AVAILABLE, Availability, Finding, Inventory, Sighting
 from rds_operator.memory import RecordMemory
 from rds_records.clock import ServerClock
@@ -74,6 +74,7 @@ class BoxWatch:
         self._availability = Availability(base_path)
         self._began: float | None = None
         self._failing: dict[str, str] = {}
+        self._unreachable: BoxUnreachable | None = None
 
     async def run(self) -> NoReturn:
         """Look for ever."""
@@ -97,6 +98,7 @@ class BoxWatch:
             await observer.see(seen, now=self._clock.now(), elapsed=elapsed)
 
     async def _look(self) -> Sighting:
+        self._unreachable = None
         disks = await self._ask("disks", lambda deadline: self._box.disks(deadline=deadline))
         files = await self._ask("files", lambda deadline: self._box.files_below(self._base_path, deadline=deadline))
         pool = await self._ask("pool", lambda deadline: self._box.capacity(self._base_path.mount_point, deadline=deadline))
@@ -107,8 +109,12 @@ class BoxWatch:
 
     async def _ask(self, what: str, question: Callable[[float], Awaitable[T]]) -> T | None:
         try:
+            if self._unreachable is not None:
+                # Waiting for the link once is enough: what the last round found is shown until this one has ended.
+                raise self._unreachable
             answer = await question(self._monotonic() + ANSWER_SECONDS)
         except BoxError as error:
+            self._unreachable = error if isinstance(error, BoxUnreachable) else None
             if self._failing.get(what) != str(error):
                 logger.warning("the box does not tell its %s: %s", what, error)
             self._failing[what] = str(error)

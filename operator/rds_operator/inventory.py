@@ -69,12 +69,17 @@ class Finding:
         return self.reason is Reason.DISK_PRESENT
 
 
+def plain_path(path: str) -> str:
+    """Return a path as the box prints a disk's, however a PersistentVolume spells it: ``//a/b/`` and ``a/b`` are ``/a/b``."""
+    return "/" + "/".join(part for part in path.split("/") if part)
+
+
 def find(target: Target, disks: Mapping[str, Disk], paths: frozenset[str], base: str) -> Finding:
     """Look for one volume among the disks (by slot) and the paths below ``base`` of a complete round.
 
     A volume may lie elsewhere, as one that was made before the base path was changed: of its file nothing is known then.
     """
-    slot, path = target.slot, target.file_path
+    slot, path = target.slot, plain_path(target.file_path)
     disk = disks.get(slot)
     if disk is None or disk.path != path:
         other = f", where a disk of {disk.path} is" if disk else ""
@@ -149,7 +154,9 @@ def latencies(before: Traffic | None, now: Traffic) -> Latencies:
         return Latencies(None, None, None)
 
     def each(time: str, *operations: str) -> float | None:
-        took = now.times.get(time, 0.0) - before.times.get(time, 0.0)
+        if time not in now.times or time not in before.times:
+            return None
+        took = now.times[time] - before.times[time]
         count = sum(now.numbers.get(key, 0) - before.numbers.get(key, 0) for key in operations)
         return took / count if count > 0 and took >= 0 else None
 

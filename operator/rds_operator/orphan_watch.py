@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rds_csi.routeros import Disk, File
 from rds_operator.events import EventReason, EventRecorder, Notice, Posted, Subject, event_name
 from rds_operator.inventory import Sighting
 from rds_operator.orphans import Kind, Named, Suspect, follow, named_by, unnamed
@@ -97,6 +98,7 @@ class OrphanWatch:
         self._suspects: dict[str, Suspect] | None = None
         self._since_complete = 0.0
         self._saved = -SAVE_SECONDS
+        self._written: Mapping[str, Suspect] = {}
         self.judged = False
 
     def orphans(self) -> list[Suspect]:
@@ -110,23 +112,33 @@ class OrphanWatch:
             return
         try:
             if self._suspects is None:
-                self._suspects = await self._store.load()
+                self._suspects = self._written = await self._store.load()
             named = await self._names.read()
             if not named.volumes:
                 # No volume of ours at all: another cluster's credentials, or an etcd that is new. Nothing is judged by it.
                 return
             things = unnamed(self._base_path, seen.disks, seen.files, named)
-            if named.snapshots is None:
-                things = tuple(thing for thing in things if thing.kind is not Kind.SNAPSHOT)
-            before = self._suspects
-            after = follow(before, things, now=now, elapsed=self._since_complete, longest=INTERVALS * self._interval)
+            after = follow(
+                self._suspects,
+                things,
+                now=now,
+                elapsed=self._since_complete,
+                longest=INTERVALS * self._interval,
+                unjudged=self._unjudged(seen.disks, seen.files, named),
+            )
             self._since_complete = 0.0
             self._suspects = after
             self.judged = True
             await self._report(after, now)
-            await self._save(before)
+            await self._save(after)
         except (ApiError, ValueError) as error:
             logger.warning("what nobody names on the box is not judged now: %s", error)
+
+    def _unjudged(self, disks: Iterable[Disk], files: Iterable[File], named: Named) -> set[str]:
+        """Return the names of what lies there and would be unnamed if no snapshot was named, where nobody can tell that."""
+        if named.snapshots is not None:
+            return set()
+        return {thing.name for thing in unnamed(self._base_path, disks, files, replace(named, snapshots=frozenset()))}
 
     async def _report(self, suspects: dict[str, Suspect], now: datetime) -> None:
         due = [suspect for suspect in suspects.values() if suspect.observed >= self._grace and not suspect.reported]
@@ -134,8 +146,12 @@ class OrphanWatch:
             thing = suspect.thing
             logger.warning("orphan on the box: %s %s", thing.kind, thing.path)
             if self._recorder is not None:
-                subject = await self._subject()
-                posted = await self._recorder.post(_notice(suspect, self._deployment, now), subject)
+                try:
+                    posted = await self._recorder.post(_notice(suspect, self._deployment, now), await self._subject())
+                except ApiError as error:
+                    # What is known is written down all the same; the next round tries again.
+                    logger.warning("orphan %s: its Event is posted later: %s", thing.path, error)
+                    return
                 self._count(EventReason.ORPHAN_DETECTED, posted)
             # An Event that was posted and not noted down is found by its name when it is posted again.
             suspects[thing.name] = replace(suspect, reported=True)
@@ -145,17 +161,22 @@ class OrphanWatch:
         uid = None
         try:
             uid = (await self._names.api.get(path))["metadata"]["uid"]
-        except ObjectNotFound:
-            logger.debug("no Deployment %s", self._deployment)
+        except (ObjectNotFound, RequestRefused) as error:
+            logger.debug("Deployment %s cannot be read: %s", self._deployment, error)
         return Subject("apps/v1", "Deployment", ObjectReference(namespace=self._store.namespace, name=self._deployment, uid=uid))
 
-    async def _save(self, before: Mapping[str, Suspect]) -> None:
-        current = self._suspects or {}
-        same = before.keys() == current.keys() and all(before[name].reported == one.reported for name, one in current.items())
+    async def _save(self, current: Mapping[str, Suspect]) -> None:
+        """Write the suspects down where they are others than those that were written last, which a failed write leaves."""
+        same = _essence(self._written) == _essence(current)
         if same and (not current or self._monotonic() - self._saved < SAVE_SECONDS):
             return
         await self._store.save(current)
+        self._written = dict(current)
         self._saved = self._monotonic()
+
+
+def _essence(suspects: Mapping[str, Suspect]) -> dict[str, tuple[datetime, bool]]:
+    return {name: (one.first_seen, one.reported) for name, one in suspects.items()}
 
 
 def _notice(suspect: Suspect, deployment: str, now: datetime) -> Notice:

@@ -13,8 +13,8 @@ from rds_records.kubernetes_api import ObjectNotFound, WriteConflict
 
 CONFIG_MAP: Final = "rds-operator-orphans"
 KEY: Final = "suspects.json"
-MOST: Final = 2000
-"""Suspects that are kept, the oldest first: a ConfigMap holds 1 MiB."""
+MOST_BYTES: Final = 900_000
+"""So much of the suspects is kept, the oldest first: a ConfigMap holds 1 MiB."""
 
 
 class ObjectApi(Protocol):
@@ -75,11 +75,16 @@ class SuspectStore:
 
 def encode(suspects: Mapping[str, Suspect]) -> str:
     """Write suspects as JSON, the oldest first."""
-    oldest = sorted(suspects.values(), key=lambda suspect: (suspect.first_seen, suspect.thing.name))[:MOST]
-    return json.dumps(
-        [{**asdict(suspect.thing), "observed": round(suspect.observed, 1), "reported": suspect.reported,
-          "firstSeen": suspect.first_seen.isoformat()} for suspect in oldest]
-    )  # fmt: skip
+    kept: list[str] = []
+    room = MOST_BYTES
+    for suspect in sorted(suspects.values(), key=lambda suspect: (suspect.first_seen, suspect.thing.name)):
+        since = {"observed": round(suspect.observed, 1), "reported": suspect.reported, "firstSeen": suspect.first_seen.isoformat()}
+        kept.append(json.dumps({**asdict(suspect.thing), **since}))
+        room -= len(kept[-1]) + 2
+        if room < 0:
+            kept.pop()
+            break
+    return f"[{', '.join(kept)}]"
 
 
 def decode(text: str) -> dict[str, Suspect]:
@@ -90,6 +95,9 @@ def decode(text: str) -> dict[str, Suspect]:
             first_seen, observed, reported = (one.pop(key) for key in ("firstSeen", "observed", "reported"))
             thing = Thing(**{**one, "kind": Kind(one["kind"])})
             suspects[thing.name] = Suspect(thing, datetime.fromisoformat(first_seen), float(observed), bool(reported))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"ConfigMap {CONFIG_MAP}: not what was written there: {error}") from error
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"ConfigMap {CONFIG_MAP} does not hold what this operator writes there ({error}); delete it, and every grace period "
+            "begins anew"
+        ) from error
     return suspects

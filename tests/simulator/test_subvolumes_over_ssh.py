@@ -6,7 +6,17 @@ import os
 
 import pytest
 
-from rds_csi.routeros import DiskSpec, FilePath, Nqn, OutcomeUnknown, PoolFull, Slot, Subvolumes, SubvolumesMissing
+from rds_csi.routeros import (
+    DiskSpec,
+    FilePath,
+    Nqn,
+    OutcomeUnknown,
+    PoolFull,
+    Slot,
+    SubvolumeInTheWay,
+    Subvolumes,
+    SubvolumesMissing,
+)
 from tests.simulator import SimulatedBox
 from tests.simulator.conftest import BASE, HANDLE, Client, read, within, write
 
@@ -79,6 +89,22 @@ async def test_a_removal_whose_answer_is_lost_ends_well(ros: SimulatedBox, subvo
     await subvolumes.remove(SNAPSHOT, holding=IMAGE, deadline=within(5))
     assert sorted(ros.subvolumes()) == ["metal-csi", f"metal-csi/{HANDLE}"]
     assert list(ros.files()) == [image(SOURCE)]
+
+
+@pytest.mark.parametrize("removed", [FilePath(f"/storage-pool/copied/{HANDLE}"), SOURCE], ids=["the copy", "the subvolume"])
+async def test_nothing_is_removed_where_a_copied_directory_has_a_subvolumes_last_name(
+    ros: SimulatedBox, client: Client, subvolumes: Subvolumes, removed: FilePath
+) -> None:
+    box, _, _ = client
+    copied = FilePath(f"/storage-pool/copied/{HANDLE}")
+    disk = disk_in(copied)
+    await box.create_disk(DiskSpec(Slot("copied"), disk.path, disk.size, Nqn(f"{disk.nqn}-copied")), deadline=within(5))
+    await box.delete_disk(Slot("copied"), deadline=within(5))
+    await box.delete_disk(Slot(HANDLE), deadline=within(5))
+    with pytest.raises(SubvolumeInTheWay, match="last name"):
+        await subvolumes.remove(removed, holding=IMAGE, deadline=within(5))
+    assert sorted(ros.files()) == sorted([image(SOURCE), image(copied)])
+    assert f"metal-csi/{HANDLE}" in ros.subvolumes()
 
 
 async def test_a_command_that_fails_on_the_box_makes_nothing(ros: SimulatedBox, subvolumes: Subvolumes) -> None:

@@ -134,10 +134,10 @@ class Box:
         found = map(_file, await exchange.read(self._runner, commands.print_files_below(path), deadline))
         return tuple(file for file in found if file.path.startswith(f"{path}/"))
 
-    async def files_named(self, part: str, *, base: FilePath, deadline: float) -> tuple[File, ...]:
-        """Read what has this text in its name or in that of a directory above it, as far as it lies below ``base``; InvalidName."""
+    async def files_named(self, part: str, *, base: FilePath | None = None, deadline: float) -> tuple[File, ...]:
+        """Read what has this text in its name or in that of a directory above it, on the box or below ``base``; InvalidName."""
         found = map(_file, await exchange.read(self._runner, commands.print_files_named(part), deadline))
-        return tuple(file for file in found if file.path.startswith(f"{base}/"))
+        return tuple(file for file in found if base is None or file.path.startswith(f"{base}/"))
 
     async def capacity(self, mount_point: str, *, deadline: float) -> Capacity:
         """Read size and free space of what is mounted there; NoSuchItem, InvalidName."""

@@ -75,6 +75,12 @@ def test_a_volume_that_is_being_made_or_deleted_is_not_judged(status: dict[str, 
         assert availability.judge([volume(**status)], EMPTY) == []
 
 
+@pytest.mark.parametrize("spelled", [PATH[1:], PATH.replace("/metal", "//metal")])
+def test_a_volume_is_found_however_its_record_spells_the_path(spelled: str) -> None:
+    target = Target(nqn=nqn_for("pvc-1"), slot="pvc-1", file_path=spelled)
+    assert find(target, {"pvc-1": DISK}, frozenset({PATH}), BASE).reason is Reason.DISK_PRESENT
+
+
 def test_what_is_said_names_slot_file_and_the_way_out() -> None:
     message = find(TARGET, {}, frozenset({PATH}), BASE).message
     assert "slot pvc-1" in message
@@ -102,6 +108,12 @@ def test_latencies_are_what_an_operation_took_between_two_rounds() -> None:
 @pytest.mark.parametrize("now", [measured(100, 10.0), measured(5, 0.1)], ids=["nothing done", "counters reset"])
 def test_latencies_are_unknown_where_nothing_was_done_or_the_counters_were_reset(now: Traffic) -> None:
     between = latencies(measured(100, 10.0), now)
+    assert (between.read, between.write, between.wait) == (None, None, None)
+
+
+def test_a_latency_that_the_box_does_not_print_is_unknown_and_not_zero() -> None:
+    one, two = (Traffic("pool", {"read-ops": count, "write-ops": count}, {}, {}) for count in (1, 2))
+    between = latencies(one, two)
     assert (between.read, between.write, between.wait) == (None, None, None)
 
 

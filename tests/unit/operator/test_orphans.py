@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from rds_csi.routeros import Disk, File
 from rds_operator.orphans import Kind, Named, Suspect, Thing, follow, named_by, unnamed
-from rds_operator.suspects import decode, encode
+from rds_operator.suspects import MOST_BYTES, decode, encode
 from rds_records.names import nqn_for
-from rds_records.record import AccessMode, Record, Spec, Target, VolumeMode
+from rds_records.record import AccessMode, ContentSource, Record, Spec, Target, VolumeMode
 from rds_records.volume_layout import SnapshotName, snapshot_id_for
 
 DRIVER = "rds.csi.srvlab.io"
@@ -121,6 +121,58 @@ def test_a_volume_in_creation_is_none(initialized: bool | None) -> None:
 
 
 @pytest.mark.requirement("R52")
+@pytest.mark.parametrize("slot", ["recovered", A[:32]], ids=["renamed by hand", "cut short by the box"])
+@pytest.mark.parametrize("path", [f"{BASE}/{A}.img", f"{BASE}/{A}/disk.img", f"{BASE}/vms/{A}/disk.img"])
+def test_the_file_of_a_named_volume_is_none_in_whatever_slot_its_disk_is(slot: str, path: str) -> None:
+    files = [image(path), directory(f"{BASE}/{A}"), image(f"{BASE}/{A}/notes.txt")]
+    assert found([disk(slot, path)], files, names(volumes=[volume(A)])) == {}
+
+
+@pytest.mark.requirement("R52")
+@pytest.mark.parametrize("spelled", ["storage-pool/metal-csi/by-hand.img", "/storage-pool//metal-csi/by-hand.img"])
+def test_a_file_is_known_however_a_volume_spells_its_path(spelled: str) -> None:
+    path = f"{BASE}/by-hand.img"
+    assert found([disk("other", path)], [image(path)], names(volumes=[volume("x", volumePath=spelled)])) == {}
+
+
+GO_SNAPSHOT = "snap-00000000-0000-5000-8000-000000000001-at-0000000001"
+
+
+@pytest.mark.requirement("R52")
+@pytest.mark.parametrize("contents", [None, [{"spec": {"driver": DRIVER}, "status": {"snapshotHandle": GO_SNAPSHOT}}]])
+def test_a_snapshot_of_the_go_driver_is_none_while_it_is_named_or_nobody_can_tell(contents: Any) -> None:
+    named, files = names(contents=contents), [image(f"{BASE}/{GO_SNAPSHOT}.img")]
+    assert found([disk(GO_SNAPSHOT)], files, named) == {}
+    assert found([], files, named) == {}
+    assert found([disk(GO_SNAPSHOT)], files) == {f"{GO_SNAPSHOT}.img": Kind.DISK}
+
+
+@pytest.mark.requirement("R52")
+def test_a_disk_made_of_a_snapshots_file_is_none_so_that_no_snapshot_loses_it() -> None:
+    path = f"{BASE}/{SNAPSHOT}/disk.img"
+    files = [directory(f"{BASE}/{SNAPSHOT}"), image(path)]
+    named = names(contents=[{"spec": {"driver": DRIVER}, "status": {"snapshotHandle": SNAPSHOT.id}}])
+    assert found([disk("recovered", path)], files, named) == {}
+    assert found([disk("recovered", path)], files) == {str(SNAPSHOT): Kind.SNAPSHOT}
+
+
+@pytest.mark.requirement("R52")
+def test_the_source_of_a_volume_in_creation_is_none() -> None:
+    spec = Spec(
+        volume_handle=B, volume_mode=VolumeMode.BLOCK, access_mode=AccessMode.READ_WRITE_MANY, capacity_bytes=GIB,
+        content_source=ContentSource(snapshot_id=SNAPSHOT.id),
+    )  # fmt: skip
+    files = [directory(f"{BASE}/{SNAPSHOT}"), image(f"{BASE}/{SNAPSHOT}/disk.img")]
+    assert found([], files, names(records=[Record.new(spec)])) == {}
+    assert found([], files, names(records=[Record.new(spec).with_status(initialized=True)])) == {str(SNAPSHOT): Kind.SNAPSHOT}
+
+
+def test_of_a_disk_whose_directory_holds_more_only_the_file_is_an_orphan() -> None:
+    files = [directory(f"{BASE}/{A}"), image(f"{BASE}/{A}/disk.img"), image(f"{BASE}/{A}/mine.img")]
+    assert found([disk(A, f"{BASE}/{A}/disk.img")], files) == {f"{A}/disk.img": Kind.DISK, f"{A}/mine.img": Kind.FILE}
+
+
+@pytest.mark.requirement("R52")
 def test_nothing_is_judged_where_the_cluster_names_no_volume_at_all() -> None:
     assert found([disk(A)], [image(f"{BASE}/{A}.img")], names(volumes=[])) == {}
     foreign = {"metadata": {"name": "x"}, "spec": {"csi": {"driver": "other", "volumeHandle": "x"}}}
@@ -193,6 +245,11 @@ def test_another_thing_under_the_same_name_begins_anew() -> None:
     assert follow(suspects, [other], now=later, elapsed=10, longest=30) == {A: Suspect(other, later)}
 
 
+def test_what_a_round_cannot_judge_stays_as_it_was() -> None:
+    suspects = {A: Suspect(THING, NOW, 99.0), B: Suspect(Thing(B, Kind.FILE, f"{BASE}/{B}"), NOW, 99.0)}
+    assert follow(suspects, [], now=NOW, elapsed=10, longest=30, unjudged={A}) == {A: suspects[A]}
+
+
 suspect_lists = st.lists(
     st.builds(
         Suspect,
@@ -212,7 +269,19 @@ def test_suspects_survive_a_restart(suspects: list[Suspect]) -> None:
     assert decode(encode(by_name)) == by_name
 
 
+def test_of_more_suspects_than_a_config_map_holds_the_oldest_are_kept() -> None:
+    path = f"{BASE}/{'d' * 400}"
+    suspects = {
+        str(number): Suspect(Thing(str(number), Kind.FILE, f"{path}/{number}.img"), NOW + timedelta(seconds=number))
+        for number in range(2_000)
+    }
+    text = encode(suspects)
+    kept = decode(text)
+    assert MOST_BYTES - 1_000 < len(text) <= MOST_BYTES
+    assert list(kept) == [str(number) for number in range(len(kept))]
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '[{"name": "x"}]', "null", '{"a": 1}'])
 def test_garbage_is_no_empty_list_of_suspects(text: str) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="delete it"):
         decode(text)
