@@ -30,6 +30,7 @@ FAULTS = (
     "the link is lost before each change",
     "the link is lost after each change",
     "each change fails once",
+    "a look at each thing fails once in each step",
     "the driver is killed before each change",
     "the driver is killed after each change",
 )
@@ -123,6 +124,7 @@ class World:
 @pytest.fixture
 def world(cluster: Cluster, snapshots: Snapshots, life_box: SimulatedBox, life_shim: Shim) -> World:
     """The empty world of one test."""
+    life_box.reset()
     cluster.make_node()
     return World(cluster, snapshots, life_box, life_shim)
 
@@ -133,6 +135,10 @@ def disturbed(world: World, fault: str, changes: Sequence[Change], ask: Callable
     Returns what ``ask`` returns; whether it is done in the end is for the caller to wait for.
     """
     box, shim = world.box, world.shim
+    if "look" in fault:
+        for look in (r"^/disk print", r"^/file print", r"^:put \[:len \[/disk/btrfs"):
+            box.fail_command(look, "failure: disk is busy")
+        return ask()
     if "killed" not in fault:
         for change in changes:
             world.met[change] += 1
@@ -303,7 +309,6 @@ def test_a_claim_that_waits_for_its_first_consumer_finds_room_and_takes_it(world
     cluster.delete_claim(claim)
     cluster.wait_volume_gone(handle)
     eventually("they are free again", lambda: room(75 * GIB))
-    world.box.reset()
     world.check()
 
 

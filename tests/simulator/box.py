@@ -172,7 +172,8 @@ class SimulatedBox:
     def received(self, beginning: str = "") -> list[str]:
         """The command lines that arrived over SSH, in order, over all restarts; those that begin so."""
         log = self.state_file.with_name(self.state_file.name + ".received")
-        lines = log.read_text().splitlines() if log.exists() else []
+        # What comes after the last line end is still being written.
+        lines = log.read_text().split("\n")[:-1] if log.exists() else []
         commands = [json.loads(line)["command"] for line in lines]
         return [command for command in commands if command.startswith(beginning)]
 
