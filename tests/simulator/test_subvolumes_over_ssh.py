@@ -107,6 +107,21 @@ async def test_nothing_is_removed_where_a_copied_directory_has_a_subvolumes_last
     assert f"metal-csi/{HANDLE}" in ros.subvolumes()
 
 
+async def test_an_empty_directory_of_the_same_last_name_keeps_no_subvolume(
+    ros: SimulatedBox, client: Client, subvolumes: Subvolumes
+) -> None:
+    box, _, _ = client
+    empty = FilePath(f"/storage-pool/backup/{HANDLE}")
+    disk = disk_in(empty)
+    await box.create_disk(DiskSpec(Slot("copied"), disk.path, disk.size, Nqn(f"{disk.nqn}-copied")), deadline=within(5))
+    for slot in ("copied", HANDLE):
+        await box.delete_disk(Slot(slot), deadline=within(5))
+    await box.delete_file(disk.path, deadline=within(5))
+    assert await box.file(empty, deadline=within(5)) is not None
+    await subvolumes.remove(SOURCE, holding=IMAGE, deadline=within(5))
+    assert f"metal-csi/{HANDLE}" not in ros.subvolumes()
+
+
 async def test_a_command_that_fails_on_the_box_makes_nothing(ros: SimulatedBox, subvolumes: Subvolumes) -> None:
     ros.fail_command(ADD, "failure: not enough space")
     with pytest.raises(PoolFull):

@@ -92,13 +92,15 @@ class Subvolumes:
         if not await self.exists(path, deadline=deadline):
             return
         for file in await self._box.files_named(path.last_name, deadline=deadline):
-            if file.path.startswith(f"{path}/") and file.path != f"{path}/{holding}":
-                raise SubvolumeInTheWay(f"{path} holds {file.path}, which is not ours: it is not removed")
-            if file.path.endswith(f"/{path.last_name}") and file.path != path:
-                # One of them may be a plain directory, as /file/copy makes them, and the subvolume of that name the other one.
+            if file.path.startswith(f"{path}/"):
+                if file.path != f"{path}/{holding}":
+                    raise SubvolumeInTheWay(f"{path} holds {file.path}, which is not ours: it is not removed")
+            elif f"/{path.last_name}/" in file.path:
+                # One of them may be a plain directory, as /file/copy makes them, and the subvolume of that name the other one. One
+                # with nothing in it, as a snapshot of the directory above shows in place of each subvolume, has nothing to lose.
                 raise SubvolumeInTheWay(
-                    f"the box removes subvolumes by their last name, and {file.path} has it too: {path} is not removed; "
-                    "rename or remove one of the two by hand"
+                    f"the box removes subvolumes by their last name, and {file.path} lies in another of the name: {path} is not "
+                    "removed; rename or remove one of the two by hand"
                 )
         for disk in await self._box.disks_below(path, deadline=deadline):
             raise DiskInTheWay(disk.slot, {"file-path": Difference("no longer in use", disk.path)})
