@@ -196,6 +196,21 @@ def test_a_restore_is_as_large_as_what_the_snapshot_really_holds(volumes: Volume
     assert (record["spec"]["capacityBytes"], volumes.box.disks()[name]["size"]) == (3 * GIB, 3 * GIB)
 
 
+def test_a_volume_in_a_directory_of_its_storage_class_is_snapshotted_there(volumes: Volumes) -> None:
+    directory = f"/{BASE}/vms/fast"
+    handle = volumes.make(parameters={"volumePath": directory})
+    snapshot = volumes.snapshot(handle)
+    assert [one.snapshot_id for one in volumes.csi.snapshots(source_volume_id=handle)[0]] == [snapshot]
+    assert {path.split("_")[0] for path in volumes.box.subvolumes()} == {
+        "metal-csi", "metal-csi/vms", "metal-csi/vms/fast", f"metal-csi/vms/fast/{handle}", f"metal-csi/vms/fast/{snapshot}"
+    }  # fmt: skip
+    restored = volumes.make(snapshot=snapshot)
+    assert volumes.box.disks()[restored]["file_path"] == f"/{BASE}/{restored}/disk.img"
+    volumes.clean_up()
+    for name in ("fast", "vms"):
+        volumes.box.run(f"/disk/btrfs/subvolume/remove [find where name={name}]")
+
+
 # The same answer to every retry
 
 
