@@ -39,8 +39,8 @@ class Sighting:
 
     @property
     def complete(self) -> bool:
-        """Whether something that is not in it is not on the box."""
-        return self.disks is not None and self.files is not None
+        """Whether something that is not in it is not on the box: of a pool that is not mounted no file is listed."""
+        return None not in (self.disks, self.files, self.pool)
 
     def answered(self) -> frozenset[Source]:
         """Return the sources that answered."""
@@ -117,7 +117,7 @@ class Availability:
 
         A volume that is being made or deleted is nobody's loss yet.
         """
-        if seen.disks is None or seen.files is None:
+        if not seen.complete or seen.disks is None or seen.files is None:
             return []
         disks = {disk.slot: disk for disk in seen.disks}
         paths = frozenset(file.path for file in seen.files)

@@ -108,7 +108,7 @@ class OrphanWatch:
     async def see(self, seen: Sighting, *, now: datetime, elapsed: float) -> None:
         """Take in a round; what is incomplete, or cannot be compared with the whole cluster, changes nothing."""
         self._since_complete += elapsed
-        if seen.disks is None or seen.files is None:
+        if not seen.complete or seen.disks is None or seen.files is None:
             return
         try:
             if self._suspects is None:

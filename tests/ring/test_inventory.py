@@ -207,3 +207,18 @@ def test_the_traffic_of_every_volume_is_measured_where_that_is_asked_for(
     finally:
         other.stop()
         watching.start()
+
+
+@pytest.mark.requirement("R39")
+def test_a_pool_that_is_not_mounted_is_no_empty_pool(
+    volume: str, cluster: Cluster, watched_box: SimulatedBox, watching: Operator
+) -> None:
+    watched_box.pool(mount_point="elsewhere")
+    try:
+        rounds(watching, 4)
+        assert "rds_hardware_disk_pool_size_bytes" not in series(watching)
+        wait_available(cluster, volume, "True", "DiskPresent")
+    finally:
+        watched_box.pool(mount_point="storage-pool")
+    rounds(watching, 2)
+    wait_available(cluster, volume, "True", "DiskPresent")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rds_csi.routeros import Disk, File, Traffic
+from rds_csi.routeros import Capacity, Disk, File, Traffic
 from rds_operator.inventory import Availability, Inventory, Reason, Sighting, Source, find, latencies, provisioned
 from rds_records.names import nqn_for
 from rds_records.record import Record, Target
@@ -18,8 +18,9 @@ PATH = f"{BASE}/pvc-1.img"
 TARGET = Target(nqn=nqn_for("pvc-1"), slot="pvc-1", file_path=PATH)
 DISK = Disk("pvc-1", PATH, GIB, exported=True, nqn=nqn_for("pvc-1"), port=4420)
 FILE = File(PATH, ".img file", "1024.0MiB")
-WHOLE = Sighting(disks=(DISK,), files=(FILE,))
-EMPTY = Sighting(disks=(), files=())
+POOL = Capacity(100 * GIB, 50 * GIB, "storage-pool")
+WHOLE = Sighting(disks=(DISK,), files=(FILE,), pool=POOL)
+EMPTY = Sighting(disks=(), files=(), pool=POOL)
 
 
 def volume(**status: object) -> Record:
@@ -40,10 +41,13 @@ def test_a_volume_that_is_there_is_available_at_once() -> None:
     ("seen", "reason"),
     [
         (EMPTY, Reason.DISK_MISSING),
-        (Sighting(disks=(), files=(FILE,)), Reason.DISK_MISSING),
-        (Sighting(disks=(Disk("pvc-1", "/storage-pool/other.img", GIB, True, None, None),), files=(FILE,)), Reason.DISK_MISSING),
-        (Sighting(disks=(Disk("pvc-1", PATH, GIB, False, None, None),), files=(FILE,)), Reason.NOT_EXPORTED),
-        (Sighting(disks=(DISK,), files=()), Reason.FILE_MISSING),
+        (Sighting(disks=(), files=(FILE,), pool=POOL), Reason.DISK_MISSING),
+        (
+            Sighting(disks=(Disk("pvc-1", "/storage-pool/other.img", GIB, True, None, None),), files=(FILE,), pool=POOL),
+            Reason.DISK_MISSING,
+        ),
+        (Sighting(disks=(Disk("pvc-1", PATH, GIB, False, None, None),), files=(FILE,), pool=POOL), Reason.NOT_EXPORTED),
+        (Sighting(disks=(DISK,), files=(), pool=POOL), Reason.FILE_MISSING),
     ],
 )
 def test_what_is_wrong_is_said_after_two_complete_rounds_in_a_row(seen: Sighting, reason: Reason) -> None:
@@ -52,7 +56,7 @@ def test_what_is_wrong_is_said_after_two_complete_rounds_in_a_row(seen: Sighting
 
 
 @pytest.mark.requirement("R39")
-@pytest.mark.parametrize("part", [Sighting(), Sighting(disks=()), Sighting(files=())])
+@pytest.mark.parametrize("part", [Sighting(), Sighting(disks=(), pool=POOL), Sighting(files=(), pool=POOL), Sighting((), ())])
 def test_an_incomplete_round_says_nothing_and_forgets_nothing(part: Sighting) -> None:
     assert reasons(Availability(BASE), part, part, part) == [None, None, None]
     assert reasons(Availability(BASE), EMPTY, part, EMPTY) == [None, None, Reason.DISK_MISSING]

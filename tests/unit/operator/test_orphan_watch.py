@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rds_csi.routeros import BoxUnreachable, Disk, File, Output
+from rds_csi.routeros import BoxUnreachable, Capacity, Disk, File, Output
 from rds_csi.routeros.box import Box
 from rds_csi.routeros.commands import FilePath
 from rds_operator.box_watch import BoxWatch
@@ -29,8 +29,9 @@ BASE = "/storage-pool/metal-csi"
 NAMESPACE = "rds-csi"
 NOW = datetime(2026, 11, 27, 3, 0, tzinfo=UTC)
 LOST = Disk("pvc-lost", f"{BASE}/pvc-lost.img", 2**30, exported=True, nqn=None, port=None)
-FOUND = Sighting(disks=(LOST,), files=(File(LOST.path, ".img file", "1024.0MiB"),))
-GONE = Sighting(disks=(), files=())
+POOL = Capacity(2**40, 2**39, "storage-pool")
+FOUND = Sighting(disks=(LOST,), files=(File(LOST.path, ".img file", "1024.0MiB"),), pool=POOL)
+GONE = Sighting(disks=(), files=(), pool=POOL)
 
 
 class Refusing(Client):
@@ -124,7 +125,7 @@ async def test_that_something_is_named_again_is_written_down_after_a_write_that_
 
 async def test_snapshots_stay_as_they_were_while_their_contents_cannot_be_listed(api: Refusing) -> None:
     name = SnapshotName(snapshot_id_for("snapshot-uid"), "pvc-known", NOW, 2**30)
-    seen = Sighting(disks=(), files=(File(f"{BASE}/{name}", "directory"),))
+    seen = Sighting(disks=(), files=(File(f"{BASE}/{name}", "directory"),), pool=POOL)
     orphans = watch(api)
     await see(orphans, seen, seen, seen)
     assert [one.thing.name for one in orphans.orphans()] == [str(name)]
