@@ -137,11 +137,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         asked = requests.delete_volume(request)
         async with self.locks.try_hold(asked.handle):
             with self.metrics.volume_operation("delete"):
-                deadline = _deadline(context)
-                if await self.volumes.is_gone(asked.handle, deadline=deadline):
-                    return csi_pb2.DeleteVolumeResponse()
                 record = await self.attachments.known(asked.handle, caller=None)
-                await self.volumes.delete(asked.handle, record, deadline=deadline)
+                await self.volumes.delete(asked.handle, record, deadline=_deadline(context))
         return csi_pb2.DeleteVolumeResponse()
 
     async def CreateSnapshot(  # noqa: N802

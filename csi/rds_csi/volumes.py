@@ -16,7 +16,7 @@ from rds_csi.snapshots import snapshot_source
 from rds_records import imports, transitions
 from rds_records.decisions import Decided, Refused
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, WriteConflict
-from rds_records.names import FINALIZER, SlotNames, file_path_for, nqn_for, slot_for
+from rds_records.names import FINALIZER, SlotNames, nqn_for, slot_for
 from rds_records.record import AccessMode, ContentSource, DualAttachPolicy, ObjectReference, Record, Spec, Target, VolumeMode
 from rds_records.store import RecordStore
 from rds_records.volume_layout import subvolume_of
@@ -239,18 +239,6 @@ class Volumes:
             await self.box.delete_file(path, deadline=deadline)
         else:
             await self.backend.remove(FilePath(subvolume), deadline=deadline)
-
-    async def is_gone(self, handle: str, *, deadline: float) -> bool:
-        """Tell whether neither a record, nor a disk, nor a file as the Go driver names it is there.
-
-        csi-provisioner may ask twice, and a record made up from a PersistentVolume that is about to go would stay if this process
-        died before it has removed it again: nobody asks a third time.
-        """
-        if await self.store.read(handle) is not None:
-            return False
-        slot = Slot(slot_for(handle, self.slot_names))
-        path = FilePath(file_path_for(self.base_path, slot))
-        return await self.box.disk(slot, deadline=deadline) is None and await self.box.file(path, deadline=deadline) is None
 
     async def delete(self, handle: str, record: Record | None, *, deadline: float) -> None:
         """Remove disk, backing file and record, in that order, each step verified; a volume that is not there is deleted.

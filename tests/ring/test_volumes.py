@@ -178,15 +178,6 @@ def test_deleting_what_is_not_there_is_fine_and_deleting_twice_too(csi: Csi, clu
     assert gone(cluster, box, name)
 
 
-def test_deleting_again_what_is_gone_makes_no_record_of_a_volume_that_is_still_named(
-    through: Csi, cluster: Cluster, proxy: Proxy
-) -> None:
-    static = cluster.make_static_volume(bound=False)
-    before = proxy.writes(RECORDS)
-    through.delete(static.handle)
-    assert [seen for seen in proxy.writes(RECORDS)[len(before) :] if seen.method == "POST" or static.handle in seen.path] == []
-
-
 def test_deleting_what_only_a_file_is_left_of_removes_the_file(csi: Csi, cluster: Cluster, box: SimulatedBox) -> None:
     handle = new_name()
     static = cluster.make_static_volume(handle=handle, bound=False)
