@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rds_csi import requests
-from rds_csi.errors import Aborted, InvalidArgument, OutOfRange, ResourceExhausted
+from rds_csi.errors import Aborted, InvalidArgument, NotFound, OutOfRange, ResourceExhausted
 from rds_csi.requests import create_snapshot, delete_snapshot, list_snapshots
 from rds_csi.sizes import GIB, MIB, TIB
 from rds_csi.spec import csi_pb2
 from rds_records.names import check_handle, check_node_name
 from rds_records.record import AccessMode, DualAttachPolicy, VolumeMode
+from rds_records.volume_layout import is_snapshot_id
 from tests.unit.csi_messages import NASTY, fill, messages
 
 BASE = "/storage-pool/metal-csi"
@@ -262,7 +263,7 @@ def answer(ask: Callable[[], T]) -> T | None:
     """Return what the request was understood as, or None where it was refused; anything else is raised."""
     try:
         return ask()
-    except (InvalidArgument, OutOfRange) as error:
+    except (InvalidArgument, OutOfRange, NotFound, ResourceExhausted) as error:
         message = str(error)
     assert 0 < len(message) < 1000
     return None
@@ -284,6 +285,8 @@ def check_created(request: csi_pb2.CreateVolumeRequest, asked: requests.CreateVo
     assert f"{asked.parameters.volume_path}/".startswith(f"{BASE}/")
     assert ".." not in asked.parameters.volume_path.split("/")
     assert not (asked.capability.multi_node and not asked.capability.block)
+    if asked.source:
+        assert is_snapshot_id(asked.source.snapshot_id or "") or check_handle(asked.source.volume_handle or "")
 
 
 @given(st.integers(0, 2**64), st.sampled_from(["name", "volume_capabilities", "capacity_range", "parameters"]))
