@@ -117,3 +117,16 @@ def attacher_finalizer(driver: str = DRIVER_NAME) -> str:
     Source: external-attacher, pkg/attacher/util.go, ``GetFinalizerName``.
     """
     return f"external-attacher/{re.sub(r'[^a-zA-Z0-9-]', '-', driver)}"
+
+
+def host_id_for(node: str) -> str:
+    """Return the NVMe host identifier of a node: the UUIDv5 of its name, so that every process knows it without asking."""
+    return str(uuid.uuid5(uuid.uuid5(_UUID_NAMESPACE, DRIVER_NAME), check_node_name(node)))
+
+
+def host_nqn_for(node: str) -> str:
+    """Return the host NQN of a node, in the UUID form (NVM Express Base Specification, "NVMe Qualified Names").
+
+    It goes with ``host_id_for``: Linux refuses one host id under two host NQNs (linux, drivers/nvme/host/fabrics.c).
+    """
+    return f"nqn.2014-08.org.nvmexpress:uuid:{host_id_for(node)}"

@@ -18,7 +18,7 @@ from rds_csi.identity import Identity, Readiness
 from rds_csi.interceptors import RpcInterceptor
 from rds_csi.metrics import BoxLink, ShimMetrics, rpc_histogram
 from rds_csi.migration_evidence import MigrationEvidence
-from rds_csi.node import Node
+from rds_csi.node.service import Node
 from rds_csi.routeros import Box, FilePath, Subvolumes, Transport
 from rds_csi.routeros.options import BOX_OPTIONS, box_settings
 from rds_csi.server import CsiServer, served_methods, wait_for_signal

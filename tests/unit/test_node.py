@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from rds_csi.node import Node
+from rds_csi.node.service import Node
 from rds_csi.topology import TOPOLOGY
 
 

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from rds_csi.identity import Identity
-from rds_csi.node import Node
+from rds_csi.node.service import Node
 from rds_csi.server import MAX_MESSAGE, CsiServer, parse_endpoint, served_methods, wait_for_signal
 from rds_csi.spec import csi_pb2, csi_pb2_grpc
 
