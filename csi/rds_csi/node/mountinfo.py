@@ -50,13 +50,14 @@ class Mount:
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
     """Return the mounts in the order of the table; raises MountTableUnreadable for a line that is none."""
-    return tuple(_mount(line) for line in text.splitlines())
+    # By line feed alone: a path may hold every other sign that ends lines elsewhere, and the kernel does not escape those.
+    return tuple(_mount(line) for line in text.removesuffix("\n").split("\n")) if text else ()
 
 
 def read_mountinfo(process: Path) -> tuple[Mount, ...]:
     """Return the mounts that a process sees, given its directory in ``/proc``; raises MountTableUnreadable, and OSError."""
     # A path may hold any byte: what is no UTF-8 comes back as it went in.
-    return parse_mountinfo((process / "mountinfo").read_text(errors="surrogateescape"))
+    return parse_mountinfo((process / "mountinfo").read_bytes().decode(errors="surrogateescape"))
 
 
 def mounts_at(mounts: Iterable[Mount], path: str) -> tuple[Mount, ...]:
