@@ -19,6 +19,9 @@ NQN = "nqn.2000-02.com.mikrotik:pvc-one"
 TARGET = Target(NQN, "10.0.0.1", 4420, -1, 5, 0)
 STAGING, PUBLISHED, OTHER = "/staging", "/target", "/other"
 OPTIONS = ("nodev", "nosuid")
+FOREIGN = DeviceNumber(259, 66)
+"""Another volume's disk, alive."""
+
 MAX_STEPS = 40
 
 
@@ -66,6 +69,9 @@ class World:
 
     def numbers(self) -> frozenset[DeviceNumber]:
         return frozenset(namespace.number for namespace in self.session.namespaces) if self.session else frozenset()
+
+    def present(self) -> frozenset[DeviceNumber]:
+        return self.numbers() | {FOREIGN}
 
     def place(self, path: str) -> Place:
         return Place(PlaceKind.DIRECTORY, empty=False) if self.at(path) else self.places.get(path, Place())
@@ -125,7 +131,7 @@ class World:
                     session=self.session,
                     place=self.place(STAGING),
                     mounts=self.at(STAGING),
-                    present=self.numbers(),
+                    present=self.present(),
                     **looked,  # type: ignore[arg-type]
                 ),
             )
@@ -186,7 +192,7 @@ class World:
                     session=self.session,
                     mounts=self.at(STAGING),
                     elsewhere=tuple(one for one in self.mounts if one.number in numbers and one.mount_point != STAGING),
-                    present=self.numbers(),
+                    present=self.present(),
                     users=users,
                 ),
             )
@@ -211,7 +217,7 @@ class World:
     def publish(self, *, block: bool, options: tuple[str, ...] = OPTIONS) -> None:
         while True:
             found = decisions.PublishFound(
-                self.session, self.at(STAGING), self.place(PUBLISHED), self.at(PUBLISHED), self.numbers()
+                self.session, self.at(STAGING), self.place(PUBLISHED), self.at(PUBLISHED), self.present()
             )
             step = decisions.publish_block("pvc-one", found) if block else decisions.publish_filesystem("pvc-one", options, found)
             if isinstance(step, Done):

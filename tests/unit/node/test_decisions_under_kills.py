@@ -15,6 +15,7 @@ from rds_csi.node.mountinfo import Mount
 from rds_csi.node.sysfs import ControllerState, DeviceNumber
 from rds_csi.node.usage import User
 from tests.unit.node.node_world import (
+    FOREIGN,
     OPTIONS,
     OTHER,
     PUBLISHED,
@@ -34,11 +35,17 @@ contents: st.SearchStrategy[Content] = st.sampled_from(
     [Blank(), Unfinished(), Filesystem("ext4"), Filesystem("xfs"), Occupied("LVM2_member"), Unknown("why")]
 )
 disks = st.lists(st.sampled_from([disk(), disk(size=0), disk(read_only=True)]), max_size=1)
-sessions = st.none() | st.builds(
-    lambda disks, state, address: session(*disks, state=state, address=address),
-    disks,
-    st.sampled_from(ControllerState),
-    st.sampled_from([TARGET.address, "10.9.9.9"]),
+live = st.just(session(disk()))
+sessions = (
+    st.none()
+    | live
+    | live
+    | st.builds(
+        lambda disks, state, address: session(*disks, state=state, address=address),
+        disks,
+        st.sampled_from(ControllerState),
+        st.sampled_from([TARGET.address, "10.9.9.9"]),
+    )
 )
 places = st.sampled_from(
     [
@@ -59,17 +66,17 @@ def mounts(*points: str) -> st.SearchStrategy[list[Mount]]:
         st.builds(
             lambda point, minor, fs_type, how: mounted(point, minor, fs_type=fs_type, options=frozenset({how, *OPTIONS})),
             st.sampled_from(points),
-            st.sampled_from([1, 1, 1, 88]),
+            st.sampled_from([1, 1, 1, 1, 1, 88, FOREIGN.minor]),
             st.sampled_from(["ext4", "ext4", "xfs"]),
             st.sampled_from(["rw", "rw", "ro"]),
         ),
-        max_size=3,
+        max_size=5,
     )
 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
-    found = draw(mounts(STAGING, STAGING, PUBLISHED, OTHER))
+    found = draw(mounts(*draw(st.sampled_from([(STAGING,), (STAGING, PUBLISHED), (STAGING, PUBLISHED, OTHER)]))))
     world = World(
         session=draw(sessions),
         mounts=found,
@@ -105,6 +112,10 @@ def check(world: World, call: Call) -> World:
     return once
 
 
+def foreign(mounts: tuple[Mount, ...]) -> int:
+    return sum(mount.number == FOREIGN for mount in mounts)
+
+
 def refused(world: World, call: Call) -> bool:
     return isinstance(result := outcome(world, call), tuple) and isinstance(result[0], type)
 
@@ -125,6 +136,9 @@ def test_stage(world: World, wanted: StageWanted) -> None:
         assert wanted.block or after.content == Filesystem(wanted.fs_type) or world.at(STAGING)
     if isinstance(world.content, Filesystem | Occupied | Unknown):
         assert after.content == world.content
+        if world.content != Filesystem(wanted.fs_type) and not world.at(STAGING):
+            assert after.at(STAGING) == ()
+    assert foreign(after.at(STAGING)) == foreign(world.at(STAGING))
 
 
 @pytest.mark.requirement("R54")
@@ -137,6 +151,9 @@ def test_unstage(world: World) -> None:
         assert after.at(STAGING) == ()
     elif world.users or any(mount.mount_point == OTHER and mount.number in world.numbers() for mount in world.mounts):
         assert after.session == world.session
+    if world.users and world.session is not None and not world.session.going:
+        assert after.session == world.session
+    assert foreign(after.at(STAGING)) == foreign(world.at(STAGING))
     assert after.at(PUBLISHED) == world.at(PUBLISHED)
     assert after.at(OTHER) == world.at(OTHER)
 
@@ -167,6 +184,7 @@ def test_publish_filesystem(world: World, options: tuple[str, ...]) -> None:
         assert mount.number in after.numbers()
         assert set(options) <= mount.options
         assert ("ro" in mount.options) == ("ro" in options)
+    assert foreign(after.at(PUBLISHED)) == foreign(world.at(PUBLISHED))
     assert after.at(STAGING) == world.at(STAGING)
 
 
