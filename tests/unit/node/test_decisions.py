@@ -138,7 +138,6 @@ def test_stage(wanted: StageWanted, found: StageFound, expected: Any) -> None:
     check(decided(stage, wanted, found), expected)
 
 
-@pytest.mark.requirement("R54")
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
@@ -164,7 +163,6 @@ def test_unstage(found: UnstageFound, expected: Any) -> None:
     check(decided(unstage, "pvc-one", found), expected)
 
 
-@pytest.mark.requirement("R53")
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
@@ -206,7 +204,6 @@ BARE = mounted(PUBLISHED, options=frozenset({"rw"}))
 RESTRICTED = ("nodev", "nosuid", "ro")
 
 
-@pytest.mark.requirement("R55")
 @pytest.mark.parametrize(
     ("options", "found", "expected"),
     [
@@ -234,7 +231,6 @@ def test_publish_filesystem(options: tuple[str, ...], found: PublishFound, expec
     check(decided(publish_filesystem, "pvc-one", options, found), expected)
 
 
-@pytest.mark.requirement("R55")
 @pytest.mark.parametrize(
     ("found", "expected"),
     [

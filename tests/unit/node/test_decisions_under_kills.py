@@ -120,7 +120,6 @@ def refused(world: World, call: Call) -> bool:
     return isinstance(result := outcome(world, call), tuple) and isinstance(result[0], type)
 
 
-@pytest.mark.requirement("R55")
 @EXAMPLES
 @given(worlds(), wishes)
 def test_stage(world: World, wanted: StageWanted) -> None:
@@ -141,7 +140,6 @@ def test_stage(world: World, wanted: StageWanted) -> None:
     assert foreign(after.at(STAGING)) == foreign(world.at(STAGING))
 
 
-@pytest.mark.requirement("R54")
 @EXAMPLES
 @given(worlds())
 def test_unstage(world: World) -> None:
@@ -158,7 +156,6 @@ def test_unstage(world: World) -> None:
     assert after.at(OTHER) == world.at(OTHER)
 
 
-@pytest.mark.requirement("R53")
 @EXAMPLES
 @given(worlds())
 def test_publish_block(world: World) -> None:
@@ -171,7 +168,6 @@ def test_publish_block(world: World) -> None:
         assert after.place(PUBLISHED) == Place(PlaceKind.BLOCK_DEVICE, number=number)
 
 
-@pytest.mark.requirement("R55")
 @EXAMPLES
 @given(worlds(), st.sampled_from([OPTIONS, (*OPTIONS, "noexec"), (*OPTIONS, "ro")]))
 def test_publish_filesystem(world: World, options: tuple[str, ...]) -> None:
@@ -188,7 +184,6 @@ def test_publish_filesystem(world: World, options: tuple[str, ...]) -> None:
     assert after.at(STAGING) == world.at(STAGING)
 
 
-@pytest.mark.requirement("R55")
 @EXAMPLES
 @given(worlds())
 def test_unpublish(world: World) -> None:

@@ -41,7 +41,6 @@ def target(volume: dict[str, str] = VOLUME, today: dict[str, str] = TODAY) -> Ta
     return target_for("pvc-one", volume, today, prefix=DEFAULT_MANAGED_PREFIX)
 
 
-@pytest.mark.requirement("R58")
 def test_the_publish_context_says_where_the_volume_is_and_the_volume_context_how_it_reconnects() -> None:
     assert target() == Target(NQN, "10.0.0.2", 4421, 600, 7, 9)
 
@@ -107,7 +106,6 @@ def test_the_kernel_chooses_the_keep_alive_where_nobody_did() -> None:
     assert words[-2:] == ("--ctrl-loss-tmo=-1", "--reconnect-delay=5")
 
 
-@pytest.mark.requirement("R31b")
 def test_the_host_name_of_a_node_never_changes_for_boxes_have_it_in_their_lists() -> None:
     assert host_id_for("node-a") == "5c703b3d-d894-5ca7-b15e-1bb05d2032c7"
     assert host_nqn_for("node-a") == f"nqn.2014-08.org.nvmexpress:uuid:{host_id_for('node-a')}"
@@ -175,7 +173,6 @@ def test_a_session_that_another_driver_made_is_seen(sysfs: FakeSysfs) -> None:
     assert foreign_host_names(session, "node-b") == (host_nqn_for("node-a"),)
 
 
-@pytest.mark.requirement("R58")
 def test_a_session_at_an_address_where_the_box_was_is_seen(sysfs: FakeSysfs) -> None:
     sysfs.connect(address="10.0.0.1", port=4421)
     session = find_session(sysfs.root, NQN)

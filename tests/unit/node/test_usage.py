@@ -64,14 +64,12 @@ def test_a_device_that_nobody_uses_has_no_user(host: Host) -> None:
     assert host.users() == ()
 
 
-@pytest.mark.requirement("R54")
 def test_a_process_that_has_the_device_open_is_named(host: Host) -> None:
     host.process(7, "qemu-kvm", "null", "nvme0n1", "nvme0n1", namespace=2)
     assert host.users() == (User("has the device open", "qemu-kvm", 7),)
     assert describe(host.users()) == "qemu-kvm (pid 7) has the device open"
 
 
-@pytest.mark.requirement("R54")
 def test_a_mount_in_any_namespace_of_the_host_is_a_use(host: Host) -> None:
     host.process(7, "forgotten", namespace=2, mounts=ROOT + MOUNT.format(place="/data"))
     assert host.users() == (User("sees it mounted at /data", "forgotten", 7),)
