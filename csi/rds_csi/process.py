@@ -18,7 +18,7 @@ from rds_csi.identity import Identity, Readiness
 from rds_csi.interceptors import RpcInterceptor
 from rds_csi.metrics import BoxLink, ShimMetrics, rpc_histogram
 from rds_csi.migration_evidence import MigrationEvidence
-from rds_csi.node.service import Node
+from rds_csi.node.service import NodeService
 from rds_csi.routeros import Box, FilePath, Subvolumes, Transport
 from rds_csi.routeros.options import BOX_OPTIONS, box_settings
 from rds_csi.server import CsiServer, served_methods, wait_for_signal
@@ -114,7 +114,7 @@ async def _serve(
 ) -> None:
     served = [Identity(settings.driver_name, version("rds-csi"), ready), *servicers]
     if settings.node_id:
-        served.append(Node(settings.node_id))
+        served.append(NodeService(settings.node_id))
     interceptor = RpcInterceptor(rpcs, driver_name=settings.driver_name, methods=served_methods(served))
     server = CsiServer(settings.endpoint, served, [interceptor])
     async with exposition.serve(settings.metrics_address, registry, readiness) as listening:

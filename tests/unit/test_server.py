@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from rds_csi.identity import Identity
-from rds_csi.node.service import Node
+from rds_csi.node.service import NodeService
 from rds_csi.server import MAX_MESSAGE, CsiServer, parse_endpoint, served_methods, wait_for_signal
 from rds_csi.spec import csi_pb2, csi_pb2_grpc
 
@@ -91,7 +91,7 @@ async def test_folder_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
 
 
 async def test_tcp_server_tells_its_port_and_serves_all_that_is_needed_by_sidecars() -> None:
-    server = CsiServer("tcp://127.0.0.1:0", [IDENTITY, Node("node-a")])
+    server = CsiServer("tcp://127.0.0.1:0", [IDENTITY, NodeService("node-a")])
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         identity, node = csi_pb2_grpc.IdentityStub(channel), csi_pb2_grpc.NodeStub(channel)
@@ -118,7 +118,7 @@ async def test_message_of_just_under_16_mib_passes_and_a_larger_one_does_not() -
 
 
 def test_served_methods_are_those_that_are_implemented() -> None:
-    assert served_methods([Node("node-a")]) == ["/csi.v1.Node/NodeGetCapabilities", "/csi.v1.Node/NodeGetInfo"]
+    assert served_methods([NodeService("node-a")]) == ["/csi.v1.Node/NodeGetCapabilities", "/csi.v1.Node/NodeGetInfo"]
 
 
 def test_what_is_no_servicer_is_refused() -> None:
@@ -129,7 +129,7 @@ def test_what_is_no_servicer_is_refused() -> None:
 @pytest.mark.parametrize("name", ["", "Node_A", "node a", "x" * 254])
 def test_node_id_must_be_the_name_of_a_node(name: str) -> None:
     with pytest.raises(ValueError, match="node id"):
-        Node(name)
+        NodeService(name)
 
 
 async def test_signal_ends_the_waiting_and_handlers_are_taken_back() -> None:

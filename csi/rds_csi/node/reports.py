@@ -46,3 +46,22 @@ class NodeReports(Protocol):
 
     def stale_mount_recovered(self, volume_id: str, path: str, failure: str) -> None:
         """Hear that what was stale leads to the disk again, or could not be mended."""
+
+
+class NoReports:
+    """Listens to nothing."""
+
+    def operation_ended(self, volume_id: str, operation: Operation, seconds: float, failure: str) -> None:
+        """Ignore it."""
+
+    def connect_ended(self, volume_id: str, target: Target, seconds: float, failure: str) -> None:
+        """Ignore it."""
+
+    def mount_ended(self, volume_id: str, operation: MountOperation, failure: str) -> None:
+        """Ignore it."""
+
+    def stale_mount_found(self, volume_id: str, path: str, old: DeviceNumber, now: DeviceNumber | None) -> None:
+        """Ignore it."""
+
+    def stale_mount_recovered(self, volume_id: str, path: str, failure: str) -> None:
+        """Ignore it."""
