@@ -28,9 +28,9 @@ test-long *ARGS:
 bench WHAT *ARGS:
     @what="$1"; shift; python -m tests.bench."$what" "$@"
 
-# Generate the CSI stubs anew from csi.proto.
+# Generate the stubs anew from csi.proto and pluginregistration.proto.
 stubs:
-    cd csi && python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. rds_csi/spec/csi.proto
+    cd csi && python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. rds_csi/spec/*.proto
 
 # Start a control plane with the manifests installed, print its KUBECONFIG, stop on Ctrl-C.
 ring:

@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from rds_csi.capacity import Reserve
 from rds_csi.identity import check_driver_name
+from rds_csi.node.registration import registration_socket
 from rds_csi.parameters import DEFAULT_NVME_PORT
 from rds_csi.routeros.options import BOX_OPTIONS, add_box_options, lacking, port
 from rds_csi.server import parse_endpoint
-from rds_csi.settings import DEFAULT_ENDPOINT, DEFAULT_METRICS_ADDRESS, ControllerSettings, Settings
+from rds_csi.settings import DEFAULT_ENDPOINT, DEFAULT_METRICS_ADDRESS, DEFAULT_REGISTRY, ControllerSettings, NodeSettings, Settings
 from rds_csi.snapshot_mode import SnapshotMode
 from rds_process import logs
 from rds_process.exposition import parse_address
@@ -37,7 +38,8 @@ snapshots, never to attach. Any number of replicas may run. It starts, attaches 
 """
 
 NODE: Final = """\
-Serve the CSI Identity and Node services to kubelet. So far it tells the node's name; volumes are not connected or mounted yet.
+Serve the CSI Identity and Node services to the kubelet, and the kubelet's plugin registration, so that no node-driver-registrar is
+needed. So far it tells the node's name; volumes are not connected or mounted yet.
 """
 
 EPILOG: Final = """\
@@ -113,7 +115,22 @@ def _controller(flags: argparse.ArgumentParser, environment: Mapping[str, str]) 
 
 
 def _node(flags: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
-    _shared(Options(flags, environment, prefix="RDS_CSI_"), "the name of this machine's Node object (required)")
+    options = Options(flags, environment, prefix="RDS_CSI_")
+    _shared(options, "the name of this machine's Node object (required)")
+    options.add(
+        "--plugin-registration-path",
+        "directory in which the kubelet looks for plugins",
+        default=DEFAULT_REGISTRY,
+        metavar="DIRECTORY",
+        kind=_absolute,
+    )
+    options.add(
+        "--kubelet-registration-path",
+        "the CSI socket as the kubelet sees it; empty: that of --endpoint",
+        metavar="PATH",
+        kind=_absolute,
+    )
+    options.switch("--disable-registration", "leave the kubelet's plugin registration to node-driver-registrar")
 
 
 def _shared(options: Options, node_id: str) -> None:
@@ -148,7 +165,10 @@ def read(argv: Sequence[str] | None, environment: Mapping[str, str]) -> tuple[Se
     if chosen.command == "node":
         if not chosen.node_id:
             flags.error("--node-id is required")
-        return Settings(**shared), chosen
+        try:
+            return _node_settings(shared, chosen), chosen
+        except ValueError as error:
+            flags.error(str(error))
     if wrong := lacking(chosen):
         flags.error(wrong)
     settings = ControllerSettings(
@@ -165,6 +185,20 @@ def read(argv: Sequence[str] | None, environment: Mapping[str, str]) -> tuple[Se
     return settings, chosen
 
 
+def _node_settings(shared: Mapping[str, Any], chosen: argparse.Namespace) -> NodeSettings:
+    """Return the node's settings; raises ValueError where the kubelet could not reach the driver."""
+    if chosen.disable_registration:
+        return NodeSettings(**shared, plugin_registration_path="")
+    directory, driver = chosen.plugin_registration_path, chosen.driver_name
+    parse_endpoint(f"unix://{registration_socket(directory, driver)}")
+    path = chosen.kubelet_registration_path or str(parse_endpoint(chosen.endpoint).path or "")
+    if not path:
+        raise ValueError(
+            f"--endpoint {chosen.endpoint} is no unix socket, which the kubelet needs; --disable-registration leaves it untold"
+        )
+    return NodeSettings(**shared, plugin_registration_path=directory, kubelet_registration_path=path)
+
+
 def _endpoint(text: str) -> str:
     parse_endpoint(text)
     return text
@@ -172,6 +206,12 @@ def _endpoint(text: str) -> str:
 
 def _node_name(text: str) -> str:
     return text and check_node_name(text)
+
+
+def _absolute(text: str) -> str:
+    if text and (not text.startswith("/") or "\0" in text):
+        raise ValueError(f"{text[:120]!r} is no absolute path")
+    return text
 
 
 def _ip(text: str) -> str:
@@ -210,5 +250,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if isinstance(settings, ControllerSettings):
         run(lambda: process.controller(settings))
-    else:
+    elif isinstance(settings, NodeSettings):
         run(lambda: process.node(settings))

@@ -18,11 +18,12 @@ from rds_csi.identity import Identity, Readiness
 from rds_csi.interceptors import RpcInterceptor
 from rds_csi.metrics import BoxLink, ShimMetrics, rpc_histogram
 from rds_csi.migration_evidence import MigrationEvidence
+from rds_csi.node.registration import Registration, registration_socket, serve_registration
 from rds_csi.node.service import NodeService
 from rds_csi.routeros import Box, FilePath, Subvolumes, Transport
 from rds_csi.routeros.options import BOX_OPTIONS, box_settings
 from rds_csi.server import CsiServer, served_methods, wait_for_signal
-from rds_csi.settings import ControllerSettings, Settings
+from rds_csi.settings import ControllerSettings, NodeSettings, Settings
 from rds_csi.snapshot_backend import BtrfsBackend
 from rds_csi.snapshots import Snapshots
 from rds_csi.volume_locks import VolumeLocks
@@ -94,14 +95,30 @@ async def controller(settings: ControllerSettings) -> None:
         await _serve(settings, [service], ready, readiness, metrics.registry, metrics.rpcs)
 
 
-async def node(settings: Settings) -> None:
+async def node(settings: NodeSettings) -> None:
     """Run the node service until SIGTERM or SIGINT; raises OSError where it cannot listen."""
     registry = CollectorRegistry(auto_describe=True)
+    registration = Registration(settings.driver_name, settings.kubelet_registration_path)
 
     async def ready() -> bool:
         return True
 
-    await _serve(settings, [], ready, lambda: (True, {}), registry, rpc_histogram(registry))
+    def readiness() -> exposition.Readiness:
+        if not settings.plugin_registration_path:
+            return True, {"registration": "left to node-driver-registrar"}
+        return not registration.trouble, {"registration": registration.trouble or "ok"}
+
+    await _serve(settings, [], ready, readiness, registry, rpc_histogram(registry), lambda: _register(settings, registration))
+
+
+@contextlib.asynccontextmanager
+async def _register(settings: NodeSettings, registration: Registration) -> AsyncIterator[None]:
+    if not settings.plugin_registration_path:
+        yield
+        return
+    socket = registration_socket(settings.plugin_registration_path, settings.driver_name)
+    async with serve_registration(registration, socket):
+        yield
 
 
 async def _serve(
@@ -111,7 +128,9 @@ async def _serve(
     readiness: Callable[[], exposition.Readiness | Awaitable[exposition.Readiness]],
     registry: CollectorRegistry,
     rpcs: Histogram,
+    announce: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
 ) -> None:
+    """Serve until a signal; ``announce`` tells somebody of the server while it serves."""
     served = [Identity(settings.driver_name, version("rds-csi"), ready), *servicers]
     if settings.node_id:
         served.append(NodeService(settings.node_id))
@@ -122,7 +141,8 @@ async def _serve(
             _log.info("metrics", extra={"host": listening[0], "port": listening[1]})
         await server.start()
         try:
-            received = await wait_for_signal()
+            async with announce():
+                received = await wait_for_signal()
             _log.info("draining", extra={"signal": received.name, "seconds": settings.drain_timeout})
         finally:
             await server.stop(settings.drain_timeout)

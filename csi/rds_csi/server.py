@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,17 +87,17 @@ def served_methods(servicers: Iterable[object]) -> list[str]:
     ]
 
 
-class CsiServer:
-    """A grpc.aio server for CSI servicers."""
+class Server:
+    """A grpc.aio server at one endpoint; each of ``add`` puts a servicer into it."""
 
-    def __init__(self, endpoint: str, servicers: Sequence[object], interceptors: Sequence[Any] = ()) -> None:
+    def __init__(self, endpoint: str, add: Iterable[Callable[[Any], None]], interceptors: Sequence[Any] = ()) -> None:
         self._endpoint = parse_endpoint(endpoint)
         self._server = grpc.aio.server(
             interceptors=tuple(interceptors),
             options=(("grpc.max_send_message_length", MAX_MESSAGE), ("grpc.max_receive_message_length", MAX_MESSAGE)),
         )
-        for name, servicer in services(servicers).items():
-            _SERVICES[name][1](servicer, self._server)
+        for put in add:
+            put(self._server)
         self.port: int | None = None
         """Of a TCP endpoint, once started."""
 
@@ -118,6 +119,14 @@ class CsiServer:
         if self._endpoint.path:
             with suppress(OSError):
                 self._endpoint.path.unlink()
+
+
+class CsiServer(Server):
+    """A server for CSI servicers."""
+
+    def __init__(self, endpoint: str, servicers: Sequence[object], interceptors: Sequence[Any] = ()) -> None:
+        found = services(servicers).items()
+        super().__init__(endpoint, [partial(_SERVICES[name][1], servicer) for name, servicer in found], interceptors)
 
 
 def _remove_stale_socket(path: Path) -> None:

@@ -14,6 +14,7 @@ from rds_records.names import DRIVER_NAME, SlotNames
 
 DEFAULT_ENDPOINT = f"unix:///var/lib/kubelet/plugins/{DRIVER_NAME}/csi.sock"
 DEFAULT_METRICS_ADDRESS = ":9809"
+DEFAULT_REGISTRY = "/var/lib/kubelet/plugins_registry"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +53,14 @@ class ControllerSettings(Settings):
     pool_reserve: Reserve = NO_RESERVE
     kubeconfig: str = ""
     """Empty: as a pod reaches its API server."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings(Settings):
+    """The node's."""
+
+    plugin_registration_path: str = DEFAULT_REGISTRY
+    """Directory; empty: the kubelet is not told of the driver."""
+
+    kubelet_registration_path: str = ""
+    """Of the CSI socket, as the kubelet sees it."""

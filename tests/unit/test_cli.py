@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from rds_csi.cli import parser, read
-from rds_csi.settings import ControllerSettings, Settings
+from rds_csi.settings import ControllerSettings, NodeSettings
 from rds_csi.spec import csi_pb2, csi_pb2_grpc
 from rds_records.names import SlotNames
 
@@ -117,7 +117,36 @@ def test_box_needs_an_address_and_a_pinned_key(capsys: pytest.CaptureFixture[str
 
 def test_node_needs_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--node-id" in refused(capsys, ["node"])
-    assert type(read(["node"], {"NODE_ID": "node-a"})[0]) is Settings
+    assert type(read(["node"], {"NODE_ID": "node-a"})[0]) is NodeSettings
+
+
+def node(*argv: str) -> NodeSettings:
+    return cast("NodeSettings", read(["node", "--node-id=node-a", *argv], {})[0])
+
+
+def test_kubelet_is_told_the_path_of_the_endpoint_unless_it_sees_another() -> None:
+    assert node("--endpoint=unix:///csi/csi.sock").kubelet_registration_path == "/csi/csi.sock"
+    seen = "/var/lib/kubelet/plugins/x/csi.sock"
+    settings = node("--endpoint=tcp://127.0.0.1:1", f"--kubelet-registration-path={seen}")
+    assert settings.kubelet_registration_path == seen
+    assert settings.plugin_registration_path == "/var/lib/kubelet/plugins_registry"
+
+
+def test_registration_can_be_left_to_node_driver_registrar() -> None:
+    assert node("--disable-registration", "--endpoint=tcp://127.0.0.1:1").plugin_registration_path == ""
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("--endpoint=tcp://127.0.0.1:1", "--disable-registration"),
+        ("--plugin-registration-path=registry", "--plugin-registration-path"),
+        ("--kubelet-registration-path=csi.sock", "--kubelet-registration-path"),
+        (f"--plugin-registration-path=/{'x' * 100}", "at most 107 bytes"),
+    ],
+)
+def test_registration_that_cannot_work_is_refused(capsys: pytest.CaptureFixture[str], argument: str, named: str) -> None:
+    assert named in refused(capsys, ["node", "--node-id=node-a", argument])
 
 
 def test_flags_are_not_guessed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +163,8 @@ def test_process_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
 
 def test_node_process_serves_until_sigterm(tmp_path: Path) -> None:
     socket = tmp_path / "csi.sock"
-    command = [sys.executable, "-m", "rds_csi", "node", "--node-id=node-a", f"--endpoint={socket}", "--metrics-address=127.0.0.1:0"]
+    where = [f"--endpoint={socket}", f"--plugin-registration-path={tmp_path}", "--metrics-address=127.0.0.1:0"]
+    command = [sys.executable, "-m", "rds_csi", "node", "--node-id=node-a", *where]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={}) as process:
         try:
             deadline = time.monotonic() + 60
@@ -149,4 +179,4 @@ def test_node_process_serves_until_sigterm(tmp_path: Path) -> None:
             process.kill()
     assert process.returncode == 0
     assert '"message": "draining"' in errors
-    assert not socket.exists()
+    assert list(tmp_path.iterdir()) == []
