@@ -10,11 +10,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from rds_operator.events import EventReason, Posted
+from rds_operator.events import EventReason
 from rds_operator.inventory import AVAILABLE
 from rds_operator.memory import RecordMemory
 from rds_operator.timeouts import runs
 from rds_records.conditions import derive_phase
+from rds_records.events import Posted, Reason
 from rds_records.record import Announcement, OutboxEntry, Phase, Record
 
 DURATION_BUCKETS: Final = (15, 30, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600, 7200)
@@ -61,7 +62,7 @@ class OperatorMetrics:
             self.events_failed.labels(reason)
         self.registry.register(RecordGauges(memory))
 
-    def count_event(self, reason: EventReason, posted: Posted) -> None:
+    def count_event(self, reason: Reason, posted: Posted) -> None:
         """Count what became of an Event; one that was found posted before was counted then."""
         if posted is Posted.CREATED:
             self.events_posted.labels(reason).inc()

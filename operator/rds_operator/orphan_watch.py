@@ -14,10 +14,11 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from rds_csi.routeros import Disk, File
-from rds_operator.events import EventReason, EventRecorder, Notice, Posted, Subject, event_name
+from rds_operator.events import EventReason
 from rds_operator.inventory import Sighting
 from rds_operator.orphans import Kind, Named, Suspect, follow, named_by, unnamed
 from rds_operator.suspects import SuspectStore
+from rds_records.events import EventRecorder, Notice, Posted, Subject, event_name
 from rds_records.kubernetes_api import ApiError, ObjectNotFound, RequestRefused
 from rds_records.names import DRIVER_NAME
 from rds_records.record import ObjectReference

@@ -22,7 +22,7 @@ from rds_operator.active import ActiveOperator
 from rds_operator.box_metrics import BoxGauges
 from rds_operator.box_watch import BoxWatch
 from rds_operator.claims import Claims
-from rds_operator.events import EventRecorder
+from rds_operator.events import COMPONENT
 from rds_operator.inventory import Inventory
 from rds_operator.lease import Leadership, LeaseLost, Timing
 from rds_operator.memory import RecordMemory
@@ -35,6 +35,7 @@ from rds_operator.timeouts import Deadlines, WindowAges
 from rds_operator.waiting import WaitingNodes
 from rds_process.exposition import Readiness, serve
 from rds_records.clock import ServerClock
+from rds_records.events import EventRecorder
 from rds_records.imports import DEFAULT_BASE_PATH
 from rds_records.kubernetes_api import KubernetesApi, load_configuration
 from rds_records.names import DRIVER_NAME
@@ -103,7 +104,7 @@ class Operator:
         )
         store = RecordStore(self.api)
         deadlines = Deadlines(store, WindowAges(clock), clock)
-        recorder = EventRecorder(self.api, self.life) if settings.events else None
+        recorder = EventRecorder(self.api, COMPONENT, self.life) if settings.events else None
         self.reporter = Reporter(
             store,
             Claims(self.api, driver=settings.driver_name),

@@ -23,20 +23,12 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from rds_operator.claims import Claims
-from rds_operator.events import (
-    EventReason,
-    EventRecorder,
-    Notice,
-    Posted,
-    Subject,
-    claim_subject,
-    event_name,
-    vmi_subject,
-)
+from rds_operator.events import EventReason
 from rds_operator.memory import Change
 from rds_operator.metrics import OperatorMetrics
 from rds_records.clock import ServerClock
 from rds_records.decisions import Decided
+from rds_records.events import EventRecorder, Notice, Posted, Subject, claim_subject, event_name, vmi_subject
 from rds_records.kubernetes_api import ApiError, ApiUnavailable, ObjectNotFound, WriteConflict
 from rds_records.messages import go_duration
 from rds_records.names import FINALIZER

@@ -12,13 +12,14 @@ from rds_csi.routeros import BoxUnreachable, Capacity, Disk, File, Output
 from rds_csi.routeros.box import Box
 from rds_csi.routeros.commands import FilePath
 from rds_operator.box_watch import BoxWatch
-from rds_operator.events import EventRecorder
+from rds_operator.events import COMPONENT
 from rds_operator.inventory import Inventory, Sighting
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
 from rds_operator.orphan_watch import CONTENTS, VOLUMES, NamesInCluster, OrphanWatch
 from rds_operator.suspects import SuspectStore
 from rds_records.clock import ServerClock
+from rds_records.events import EventRecorder
 from rds_records.kubernetes_api import RequestRefused
 from rds_records.names import DRIVER_NAME
 from rds_records.store import RecordStore
@@ -74,7 +75,7 @@ def watch(api: Refusing, *, grace: float = 100.0) -> OrphanWatch:
         BASE,
         NamesInCluster(api, RecordStore(api)),
         SuspectStore(api, NAMESPACE),
-        EventRecorder(api, "life"),
+        EventRecorder(api, COMPONENT, "life"),
         deployment="rds-operator",
         grace=grace,
         interval=60.0,

@@ -12,12 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rds_operator.claims import Claims
-from rds_operator.events import EventReason, EventRecorder, event_name
+from rds_operator.events import COMPONENT, EventReason
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
 from rds_operator.reporting import REASONS, Reporter, claim_entries, drop_entries, may_vanish
 from rds_records.clock import ServerClock
 from rds_records.decisions import Code, Decided, Reason, Refused
+from rds_records.events import EventRecorder, event_name
 from rds_records.record import MAX_OUTBOX, Announcement, ObjectReference, OutboxEntry, Record
 from rds_records.store import RecordStore
 from rds_records.transitions import note_refusal
@@ -66,7 +67,7 @@ class Life:
         self.reporter = Reporter(
             RecordStore(self.client),
             Claims(self.client),
-            EventRecorder(self.client, name) if events else None,
+            EventRecorder(self.client, COMPONENT, name) if events else None,
             self.metrics,
             ServerClock(wall=lambda: now),
             life=name,
