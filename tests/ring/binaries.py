@@ -101,6 +101,19 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rds-csi"
 
 
+@contextlib.contextmanager
+def exclusive(cache: Path, name: str, console: Console) -> Iterator[None]:
+    """Be the only process that makes something in the cache; the others wait."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f"{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("ring: another process is building; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def ensure(
     names: Iterable[str] = (*CONTROL_PLANE, *SIDECARS, *QUERIES),
     *,
@@ -131,7 +144,7 @@ class Workshop:
         wanted = [BINARIES[name] for name in names]
         found = {binary.name: self._supplied(binary) or self._place(binary) for binary in wanted}
         if missing := [binary for binary in wanted if not found[binary.name].exists()]:
-            with self._lock("build"):
+            with exclusive(self.cache, "build", self.console):
                 self._build([binary for binary in missing if not self._place(binary).exists()])
         return found
 
@@ -148,17 +161,6 @@ class Workshop:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
         return self.cache / "bin" / f"{binary.module}-{digest.hexdigest()[:16]}" / binary.name
-
-    @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with (self.cache / f"{name}.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.console.print("ring: another process is building; waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _build(self, binaries: list[Binary]) -> None:
         if not binaries:

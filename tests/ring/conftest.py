@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from tests import logs
 from tests.ring.binaries import CONTROL_PLANE, QUERIES, SIDECARS, ensure
 from tests.ring.cluster import Cluster
 from tests.ring.controlplane import ControlPlane
@@ -31,7 +28,6 @@ from tests.ring.stack import reach
 from tests.simulator.box import SimulatedBox
 
 SNAPSHOT_KINDS = ("volumesnapshotclasses", "volumesnapshotcontents", "volumesnapshots")
-KEPT_LOGS = Path(os.environ.get("RDS_CSI_TEST_LOGS") or Path(__file__).parents[2] / "test-logs")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -50,11 +46,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Keep the log of every process where a test fails: ``test-logs/TEST/PROCESS.log``."""
     report = yield
     if report.failed:
-        folder = KEPT_LOGS / re.sub(r"[^\w.-]+", "_", item.nodeid)
-        for process in known_processes():
-            if process.log.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copy(process.log, folder / process.log.name)
+        logs.keep(item.nodeid, {process.log.name: process.log for process in known_processes()})
     return report
 
 
