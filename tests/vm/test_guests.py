@@ -35,8 +35,8 @@ def write(guest: Guest, device: str, text: str, block: int = 0) -> None:
     A target may forget what it has acknowledged and was not told to flush, as any disk may.
     """
     guest.sh(
-        f"set -e; printf %s {text} > /tmp/block; truncate -s {BLOCK} /tmp/block;"
-        f"dd if=/tmp/block of={device} bs={BLOCK} seek={block} oflag=direct,dsync conv=nocreat status=none"
+        f"set -e; printf %s {text} > /run/block; truncate -s {BLOCK} /run/block;"
+        f"dd if=/run/block of={device} bs={BLOCK} seek={block} oflag=direct,dsync conv=nocreat status=none"
     )
 
 
