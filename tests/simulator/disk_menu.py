@@ -12,7 +12,8 @@ SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 NO_BARE_LEGEND_FROM = (7, 24)
 
 _YES_NO = {"nvme-tcp-export", "mount-filesystem", "mount-read-only", "compress"}
-_TEXT = {"nvme-tcp-server-nqn", "nvme-tcp-server-allow-host-name"}
+ALLOW = "nvme-tcp-server-allow-host-name"
+_TEXT = {"nvme-tcp-server-nqn", ALLOW}
 _SETTABLE = {"type", "slot", "file-path", "file-size", "nvme-tcp-server-port"} | _YES_NO | _TEXT
 
 COUNTERS = {
@@ -37,8 +38,8 @@ class DiskMenu(Menu):
 
     def rows(self) -> list[Row]:
         """Pool and disks."""
-        exports = self.switches.rose_storage
-        return [self._pool_row(), *(_disk_row(number, disk, exports) for number, disk in enumerate(self.store.disks, start=1))]
+        known = self._settable
+        return [self._pool_row(), *(_disk_row(number, disk, known) for number, disk in enumerate(self.store.disks, start=1))]
 
     def layout(self, rows: Iterable[Row]) -> str:
         """The frame of the version."""
@@ -49,12 +50,18 @@ class DiskMenu(Menu):
 
     @property
     def _settable(self) -> set[str]:
-        if self.switches.rose_storage:
-            return _SETTABLE
-        return {key for key in _SETTABLE if not key.startswith("nvme-tcp-")}
+        if not self.switches.rose_storage:
+            return {key for key in _SETTABLE if not key.startswith("nvme-tcp-")}
+        return _SETTABLE - {ALLOW} if self.switches.allow_host_name == "refuse" else _SETTABLE
+
+    def _properties(self, call: Call, after: int = 0) -> dict[str, str]:
+        values = call.arguments(self._settable, after=after)
+        if ALLOW in values and self.switches.allow_host_name == "one":
+            values[ALLOW] = values[ALLOW].partition(",")[0]
+        return values
 
     def _add(self, call: Call) -> str:
-        values = call.arguments(self._settable)
+        values = self._properties(call)
         if values.pop("type", None) != "file":
             raise ConsoleError("input does not match any value of type")
         if "file-path" not in values:
@@ -90,7 +97,7 @@ class DiskMenu(Menu):
 
     def _set(self, call: Call) -> str:
         rows = call.targets(call.rest[:1])
-        values = call.arguments(self._settable, after=1)
+        values = self._properties(call, after=1)
         wanted = values.pop("file-size", None)
         for disk in self._disks(rows):
             _set_properties(disk, dict(values))
@@ -148,7 +155,8 @@ class DiskMenu(Menu):
         return Row(0, 0, values, printed, frozenset("BM"))
 
 
-def _disk_row(number: int, disk: Disk, exports: bool) -> Row:
+def _disk_row(number: int, disk: Disk, known: set[str]) -> Row:
+    exports = "nvme-tcp-export" in known
     values = {
         "type": "file", "slot": disk.slot, "model": disk.file_path, "size": str(disk.size), "file-path": disk.file_path,
         "mount-point": "",
@@ -159,13 +167,16 @@ def _disk_row(number: int, disk: Disk, exports: bool) -> Row:
             "nvme-tcp-export": yes_no(disk.nvme_tcp_export), "nvme-tcp-server-port": str(disk.nvme_tcp_server_port),
             "nvme-tcp-server-nqn": disk.nvme_tcp_server_nqn,
         }  # fmt: skip
+        if ALLOW in known:
+            values[ALLOW] = disk.nvme_tcp_server_allow_host_name
         export = [f"nvme-tcp-export={yes_no(disk.nvme_tcp_export)}"]
     if exports and disk.nvme_tcp_export:
         export += [
             f"nvme-tcp-server-port={disk.nvme_tcp_server_port}",
             f"nvme-tcp-server-nqn={frame.quoted(disk.nvme_tcp_server_nqn)}",
-            f"nvme-tcp-server-allow-host-name={frame.quoted(disk.nvme_tcp_server_allow_host_name)}",
         ]
+        if ALLOW in known:
+            export.append(f"{ALLOW}={frame.quoted(disk.nvme_tcp_server_allow_host_name)}")
     printed = [
         "type=file", f"slot={frame.quoted(disk.slot)}", 'slot-default=""', 'parent=""', "fs=-",
         f"model={frame.quoted(disk.file_path)}", f"size={frame.thousands(disk.size)}",

@@ -34,6 +34,10 @@ class Switches:
     """RouterOS's version. From 7.18 on there is ``/disk/btrfs``; 7.24 prints ``/file`` and empty answers in another layout."""
     rose_storage: bool = True
     """Whether the package rose-storage is installed: without it there is neither Btrfs nor NVMe/TCP."""
+    allow_host_name: str = "many"
+    """What ``nvme-tcp-server-allow-host-name`` takes: ``many`` names with commas between them, ``one`` (what comes after the
+    first comma is cut off), or ``refuse``: the box is too old and has no such property, neither to set nor to print. Which of
+    these a version of RouterOS does is not known: the property was seen in captures of 7.16 and 7.24, always empty."""
     missing_parent: str = "refuse"
     """What ``/disk/btrfs/subvolume/add`` does where the directory above is missing: ``refuse`` or ``create`` it. Not known."""
     missing_item: str = "silent"

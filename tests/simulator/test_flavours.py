@@ -96,6 +96,42 @@ def test_where_no_disk_fits_7_16_prints_the_legend_and_7_24_nothing(ros: Simulat
     assert ros.run("/disk print detail where slot=nobody")[:7] == answer
 
 
+HOSTS = ",".join(f"nqn.2014-08.org.nvmexpress:uuid:6b1a1d5e-0000-4000-8000-00000000000{number}" for number in (1, 2))
+ALLOW = f"/disk set [find slot={HANDLE}] nvme-tcp-server-allow-host-name="
+ALLOWED = f":put [/disk get [find slot={HANDLE}] nvme-tcp-server-allow-host-name]"
+
+
+def printed(ros: SimulatedBox) -> str:
+    """What a disk prints, as it would on a very wide terminal."""
+    return ros.run(f"/disk print detail where slot={HANDLE}")
+
+
+@pytest.mark.parametrize("names", [HOSTS, HOSTS.partition(",")[0], ""])
+def test_the_hosts_that_may_connect_are_kept_and_shown(ros: SimulatedBox, names: str) -> None:
+    ros.switch(width=2000)
+    ros.run(f"{ADD} {EXPORT}")
+    assert ros.run(f'{ALLOW}"{names}"') == ""
+    assert f' nvme-tcp-server-nqn="nqn.2000-02.com.mikrotik:x" nvme-tcp-server-allow-host-name="{names}" iscsi' in printed(ros)
+    ros.restart()
+    assert ros.run(ALLOWED) == f"{names}\r\n"
+
+
+def test_a_box_may_take_one_host_only(ros: SimulatedBox) -> None:
+    ros.switch(allow_host_name="one")
+    ros.run(f"{ADD} {EXPORT}")
+    assert ros.run(f"{ALLOW}{HOSTS}") == ""
+    assert ros.run(ALLOWED) == HOSTS.partition(",")[0] + "\r\n"
+
+
+def test_a_box_may_be_too_old_to_know_of_hosts(ros: SimulatedBox) -> None:
+    ros.switch(allow_host_name="refuse")
+    ros.run(f"{ADD} {EXPORT}")
+    assert ros.run(ALLOW + HOSTS) == f"expected end of command (line 1 column {ALLOW.index('nvme') + 1})\r\n"
+    assert ros.disks()[HANDLE]["nvme_tcp_server_allow_host_name"] == ""
+    assert "allow-host-name" not in printed(ros)
+    assert ros.run(ALLOWED).startswith("input does not match any value of value-name")
+
+
 @pytest.mark.parametrize("version", ["8", "seven", "7.x", "7."])
 def test_a_version_that_is_none_is_refused(ros: SimulatedBox, version: str) -> None:
     with pytest.raises(ValueError, match="no such version"):
