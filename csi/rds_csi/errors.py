@@ -7,6 +7,11 @@ from typing import Any, ClassVar, Final
 import grpc
 from google.protobuf.message import DecodeError
 
+from rds_csi.node.commands import CommandError
+from rds_csi.node.looks import LookTooSlow, PathUnusable
+from rds_csi.node.mountinfo import MountTableUnreadable
+from rds_csi.node.sysfs import SysfsUnreadable
+from rds_csi.node.usage import UsersUnknown
 from rds_csi.routeros import errors as routeros
 from rds_csi.sizes import SizeOutOfRange
 from rds_records.kubernetes_api import ApiError, ApiUnavailable, ObjectNotFound, RequestRefused, WriteConflict
@@ -96,6 +101,14 @@ STATUS_TABLE: Final[tuple[tuple[type[Exception], Any], ...]] = (
     (ObjectNotFound, grpc.StatusCode.ABORTED),
     (RequestRefused, grpc.StatusCode.UNAVAILABLE),
     (ApiError, grpc.StatusCode.UNAVAILABLE),
+    # The node. What may have been done in part is UNAVAILABLE: of what it takes for final, the kubelet forgets that the node may
+    # have something to take away (kubernetes, pkg/volume/csi/csi_client.go, "isFinalError").
+    (CommandError, grpc.StatusCode.UNAVAILABLE),
+    (LookTooSlow, grpc.StatusCode.UNAVAILABLE),
+    (PathUnusable, grpc.StatusCode.UNAVAILABLE),
+    (SysfsUnreadable, grpc.StatusCode.UNAVAILABLE),
+    (MountTableUnreadable, grpc.StatusCode.UNAVAILABLE),
+    (UsersUnknown, grpc.StatusCode.UNAVAILABLE),
     # The RPC itself.
     (DecodeError, grpc.StatusCode.INVALID_ARGUMENT),
     (TimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),

@@ -171,10 +171,10 @@ def create_volume(request: csi_pb2.CreateVolumeRequest, *, base_path: str) -> Cr
     source = _content_source(request)
     if not is_met(request.accessibility_requirements):
         raise ResourceExhausted(f"accessibility_requirements: volumes are in {TOPOLOGY} only, which is none of the requisite")
-    _check_map("mutable_parameters", request.mutable_parameters)
+    check_map("mutable_parameters", request.mutable_parameters)
     timeout = parse_mutable_parameters(request.mutable_parameters)
-    _check_map("parameters", request.parameters)
-    _check_map("secrets", request.secrets)
+    check_map("parameters", request.parameters)
+    check_map("secrets", request.secrets)
     parameters = parse_parameters(request.parameters, base_path=base_path)
     if timeout is not None:
         parameters = replace(parameters, migration_timeout_seconds=timeout)
@@ -196,9 +196,9 @@ def create_snapshot(request: csi_pb2.CreateSnapshotRequest) -> CreateSnapshot:
         raise InvalidArgument("source_volume_id is missing")
     if not _NAME.fullmatch(request.name):
         raise InvalidArgument(f"name {request.name[:140]!r} is not valid: 1 to {MAX_STRING} letters, digits and inner ._-")
-    handle = _handle(request.source_volume_id)
-    _check_map("parameters", request.parameters)
-    _check_map("secrets", request.secrets)
+    handle = parse_volume_id(request.source_volume_id)
+    check_map("parameters", request.parameters)
+    check_map("secrets", request.secrets)
     unknown = [key for key in request.parameters if key not in SNAPSHOT_IGNORED and not key.startswith(SNAPSHOT_EXTRAS)]
     if unknown:
         raise InvalidArgument(f"VolumeSnapshotClass parameter {unknown[0][:60]!r} is unknown; there are none to give")
@@ -210,7 +210,7 @@ def delete_snapshot(request: csi_pb2.DeleteSnapshotRequest) -> str:
     """Return the id of the snapshot that is to go, which need not be one of ours; raises InvalidArgument where there is none."""
     if not request.snapshot_id:
         raise InvalidArgument("snapshot_id is missing")
-    _check_map("secrets", request.secrets)
+    check_map("secrets", request.secrets)
     return request.snapshot_id
 
 
@@ -220,7 +220,7 @@ def list_snapshots(request: csi_pb2.ListSnapshotsRequest) -> ListSnapshots:
         raise InvalidArgument(f"max_entries is {request.max_entries}; it must not be negative")
     if request.starting_token and not is_snapshot_id(request.starting_token):
         raise Aborted(f"starting_token {request.starting_token[:140]!r} is none that was given out; list from the beginning")
-    _check_map("secrets", request.secrets)
+    check_map("secrets", request.secrets)
     return ListSnapshots(request.snapshot_id, request.source_volume_id, request.starting_token, request.max_entries)
 
 
@@ -237,7 +237,7 @@ def list_volumes(request: csi_pb2.ListVolumesRequest) -> ListVolumes:
 def get_capacity(request: csi_pb2.GetCapacityRequest, *, base_path: str) -> GetCapacity:
     """Return what GetCapacity asks; raises InvalidArgument for parameters that CreateVolume would refuse."""
     # csi-provisioner hands the StorageClass on as it is here; for CreateVolume it takes the keys out that name secrets.
-    given = {key: value for key, value in _check_map("parameters", request.parameters).items() if not _SECRET.fullmatch(key)}
+    given = {key: value for key, value in check_map("parameters", request.parameters).items() if not _SECRET.fullmatch(key)}
     parameters = parse_parameters(given, base_path=base_path)
     try:
         offered = not request.volume_capabilities or bool(combine(parse_capabilities(request.volume_capabilities)))
@@ -259,20 +259,20 @@ def _content_source(request: csi_pb2.CreateVolumeRequest) -> ContentSource | Non
                 raise NotFound(f"there is no snapshot {snapshot_id[:140]!r}: this driver gives out no such ids")
             return ContentSource(snapshot_id=snapshot_id)
         case "volume":
-            return ContentSource(volume_handle=_handle(source.volume.volume_id))
+            return ContentSource(volume_handle=parse_volume_id(source.volume.volume_id))
     raise InvalidArgument("volume_content_source: neither a snapshot nor a volume is named")
 
 
 def delete_volume(request: csi_pb2.DeleteVolumeRequest) -> DeleteVolume:
     """Return what DeleteVolume asks for; raises InvalidArgument."""
-    handle = _handle(request.volume_id)
-    _check_map("secrets", request.secrets)
+    handle = parse_volume_id(request.volume_id)
+    check_map("secrets", request.secrets)
     return DeleteVolume(handle)
 
 
 def expand_volume(request: csi_pb2.ControllerExpandVolumeRequest) -> ExpandVolume:
     """Return what ControllerExpandVolume asks for; raises InvalidArgument, or OutOfRange where no size fits."""
-    handle = _handle(request.volume_id)
+    handle = parse_volume_id(request.volume_id)
     if not request.HasField("capacity_range"):
         raise InvalidArgument("capacity_range is missing")
     required, limit = request.capacity_range.required_bytes, request.capacity_range.limit_bytes
@@ -286,15 +286,15 @@ def expand_volume(request: csi_pb2.ControllerExpandVolumeRequest) -> ExpandVolum
         raise OutOfRange(str(error)) from error
     if request.HasField("volume_capability"):
         parse_capability(request.volume_capability)
-    _check_map("secrets", request.secrets)
+    check_map("secrets", request.secrets)
     return ExpandVolume(handle, capacity, limit)
 
 
 def modify_volume(request: csi_pb2.ControllerModifyVolumeRequest) -> ModifyVolume:
     """Return what ControllerModifyVolume asks for; raises InvalidArgument."""
-    handle = _handle(request.volume_id)
-    _check_map("mutable_parameters", request.mutable_parameters)
-    _check_map("secrets", request.secrets)
+    handle = parse_volume_id(request.volume_id)
+    check_map("mutable_parameters", request.mutable_parameters)
+    check_map("secrets", request.secrets)
     return ModifyVolume(handle, parse_mutable_parameters(request.mutable_parameters))
 
 
@@ -307,22 +307,22 @@ def controller_publish(request: csi_pb2.ControllerPublishVolumeRequest) -> Contr
         raise InvalidArgument("volume_id is missing")
     if not request.node_id:
         raise InvalidArgument("node_id is missing")
-    handle = _handle(request.volume_id)
+    handle = parse_volume_id(request.volume_id)
     if not request.HasField("volume_capability"):
         raise InvalidArgument("volume_capability is missing")
     node = _node(request.node_id)
     capability = parse_capability(request.volume_capability)
     if request.readonly:
         capability = replace(capability, read_only=True)
-    _check_map("secrets", request.secrets)
-    return ControllerPublish(handle, node, capability, _check_map("volume_context", request.volume_context))
+    check_map("secrets", request.secrets)
+    return ControllerPublish(handle, node, capability, check_map("volume_context", request.volume_context))
 
 
 def controller_unpublish(request: csi_pb2.ControllerUnpublishVolumeRequest) -> ControllerUnpublish:
     """Return what ControllerUnpublishVolume asks for; an empty node id is valid and means every node; raises InvalidArgument."""
-    handle = _handle(request.volume_id)
+    handle = parse_volume_id(request.volume_id)
     node = _node(request.node_id) if request.node_id else ""
-    _check_map("secrets", request.secrets)
+    check_map("secrets", request.secrets)
     return ControllerUnpublish(handle, node)
 
 
@@ -332,11 +332,11 @@ def validate_capabilities(request: csi_pb2.ValidateVolumeCapabilitiesRequest) ->
     A mode that is not offered is no error here: it is answered with OK, a message and no confirmation. Parameters are not looked
     at, so the answer must not confirm them.
     """
-    handle = _handle(request.volume_id)
+    handle = parse_volume_id(request.volume_id)
     if not request.volume_capabilities:
         raise InvalidArgument("volume_capabilities are missing")
     for name in ("volume_context", "parameters", "mutable_parameters", "secrets"):
-        _check_map(name, getattr(request, name))
+        check_map(name, getattr(request, name))
     context = dict(request.volume_context)
     try:
         return ValidateCapabilities(handle, parse_capabilities(request.volume_capabilities), "", context)
@@ -344,7 +344,8 @@ def validate_capabilities(request: csi_pb2.ValidateVolumeCapabilitiesRequest) ->
         return ValidateCapabilities(handle, (), str(error), context)
 
 
-def _handle(volume_id: str) -> str:
+def parse_volume_id(volume_id: str) -> str:
+    """Return the handle that a request names; raises InvalidArgument."""
     if not volume_id:
         raise InvalidArgument("volume_id is missing")
     try:
@@ -360,7 +361,8 @@ def _node(node_id: str) -> str:
         raise InvalidArgument(str(error)) from error
 
 
-def _check_map(name: str, entries: Mapping[str, str]) -> dict[str, str]:
+def check_map(name: str, entries: Mapping[str, str]) -> dict[str, str]:
+    """Return the map of a request unchanged; raises InvalidArgument where it is longer than CSI allows."""
     size = sum(len(key.encode()) + len(value.encode()) for key, value in entries.items())
     if size > MAX_MAP:
         raise InvalidArgument(f"{name} have {size} bytes; at most {MAX_MAP} are taken")

@@ -100,7 +100,14 @@ async def test_tcp_server_tells_its_port_and_serves_all_that_is_needed_by_sideca
         services = csi_pb2.PluginCapability.Service
         assert [one.service.type for one in offered] == [services.CONTROLLER_SERVICE, services.VOLUME_ACCESSIBILITY_CONSTRAINTS]
         assert (await node.NodeGetInfo(csi_pb2.NodeGetInfoRequest())).node_id == "node-a"
-        assert not (await node.NodeGetCapabilities(csi_pb2.NodeGetCapabilitiesRequest())).capabilities
+        kinds = csi_pb2.NodeServiceCapability.RPC
+        served = (await node.NodeGetCapabilities(csi_pb2.NodeGetCapabilitiesRequest())).capabilities
+        assert [one.rpc.type for one in served] == [
+            kinds.STAGE_UNSTAGE_VOLUME,
+            kinds.GET_VOLUME_STATS,
+            kinds.EXPAND_VOLUME,
+            kinds.SINGLE_NODE_MULTI_WRITER,
+        ]
     await server.stop(0)
 
 
@@ -118,7 +125,19 @@ async def test_message_of_just_under_16_mib_passes_and_a_larger_one_does_not() -
 
 
 def test_served_methods_are_those_that_are_implemented() -> None:
-    assert served_methods([NodeService("node-a")]) == ["/csi.v1.Node/NodeGetCapabilities", "/csi.v1.Node/NodeGetInfo"]
+    assert served_methods([NodeService("node-a")]) == [
+        f"/csi.v1.Node/{name}"
+        for name in (
+            "NodeStageVolume",
+            "NodeUnstageVolume",
+            "NodePublishVolume",
+            "NodeUnpublishVolume",
+            "NodeGetVolumeStats",
+            "NodeExpandVolume",
+            "NodeGetCapabilities",
+            "NodeGetInfo",
+        )
+    ]
 
 
 def test_what_is_no_servicer_is_refused() -> None:

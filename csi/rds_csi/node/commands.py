@@ -51,6 +51,8 @@ class Output:
     code: int
     stdout: str
     stderr: str
+    raw: bytes = b""
+    """``stdout`` as it came, for what is no text."""
 
 
 class CommandError(Exception):
@@ -108,7 +110,7 @@ async def run(command: Command) -> Output:
         raise
     if code not in command.answers:
         raise CommandFailed(command.name, code, last_words(stderr or stdout))
-    return Output(code, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+    return Output(code, stdout.decode(errors="replace"), stderr.decode(errors="replace"), stdout)
 
 
 def last_words(output: bytes) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from rds_csi.errors import AlreadyExists, FailedPrecondition, Unavailable
+from rds_csi.errors import AlreadyExists, FailedPrecondition, NotFound, OutOfRange, Unavailable
 from rds_csi.node.filesystems import Blank, Content, Filesystem, Occupied, Unfinished, Unknown, lacks
 from rds_csi.node.mountinfo import Mount
 from rds_csi.node.nvme import Target, connected_elsewhere
@@ -117,6 +117,30 @@ class MakeDeviceNode:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeFile:
+    """Make an empty file at the target path, and its parent directory: a device is shown at it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BindDevice:
+    """Show the device of /dev at the target path."""
+
+    disk: Namespace
+
+
+@dataclass(frozen=True, slots=True)
+class SetReadOnly:
+    """Let nobody on this node write to the device."""
+
+    disk: Namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Rescan:
+    """Have the kernel ask the target for the disk's size again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """Remove the one entry at the path: unlink, or rmdir, which fails for a directory that is not empty."""
 
@@ -124,11 +148,23 @@ class Remove:
 
 
 StageStep = (
-    Done | Connect | Disconnect | Await | LookAtContent | LookForUsers | Format | MakeDirectory | MountDevice | Unmount | Grow
+    Done
+    | Connect
+    | Disconnect
+    | Await
+    | LookAtContent
+    | LookForUsers
+    | Format
+    | MakeDirectory
+    | MountDevice
+    | Unmount
+    | Grow
+    | SetReadOnly
 )
 UnstageStep = Done | Disconnect | Await | LookForUsers | Unmount
-PublishStep = Done | MakeDirectory | BindMount | MakeDeviceNode | Remove | Unmount
+PublishStep = Done | MakeDirectory | BindMount | MakeDeviceNode | MakeFile | BindDevice | Remove | Unmount
 UnpublishStep = Done | Unmount | Remove
+ExpandStep = Done | Await | Rescan | Grow
 
 
 # Stage
@@ -187,7 +223,7 @@ def stage(wanted: StageWanted, found: StageFound) -> StageStep:
             raise FailedPrecondition(
                 f"volume {wanted.volume_id} is mounted at {found.mounts[-1].mount_point}, and is to be a block device now"
             )
-        return Done()
+        return _stage_block(wanted, found, disk)
     if found.mounts:
         return _stage_mounted(wanted, found)
     return _stage_filesystem(wanted, found, disk)
@@ -214,6 +250,21 @@ def _stage_without_disk(wanted: StageWanted, found: StageFound) -> StageStep:
     if found.reconnected:
         raise Unavailable(f"volume {wanted.volume_id}: the target is connected and shows no disk, also after a new connection")
     # A target whose disk has other identifiers than before shows it to a new connection only.
+    return Disconnect()
+
+
+def _stage_block(wanted: StageWanted, found: StageFound, disk: Namespace) -> StageStep:
+    if wanted.read_only == disk.read_only:
+        return Done()
+    if wanted.read_only:
+        return SetReadOnly(disk)
+    # Read-only is what an earlier user made of it, or the target. A new connection tells which, if nobody needs this one.
+    if found.users is None:
+        return LookForUsers()
+    if found.users:
+        return Done()
+    if found.reconnected:
+        raise FailedPrecondition(f"volume {wanted.volume_id}: the target lets nobody write to it")
     return Disconnect()
 
 
@@ -325,6 +376,8 @@ class PublishFound:
     """At the target path, the uppermost last."""
 
     present: frozenset[DeviceNumber] = frozenset()
+    nodev: bool = False
+    """Whether device nodes at the target path cannot be opened, for the file system there is mounted so."""
 
 
 def publish_block(volume_id: str, found: PublishFound) -> PublishStep:
@@ -333,12 +386,17 @@ def publish_block(volume_id: str, found: PublishFound) -> PublishStep:
     A node that is there is believed only where its number is the disk's of now: names and numbers are given anew at each
     connect, and an old node may be another volume's disk.
     """
-    number = _only_disk(volume_id, _staged_session(volume_id, found.session)).number
+    disk = _only_disk(volume_id, _staged_session(volume_id, found.session))
     match found.place:
-        case Place(PlaceKind.BLOCK_DEVICE, number=there) if there == number:
-            return Done()
+        case Place(PlaceKind.BLOCK_DEVICE, number=there) if there == disk.number:
+            if len(found.mounts) > 1:
+                return Unmount()
+            if found.mounts or not found.nodev:
+                return Done()
         case Place(PlaceKind.NOTHING):
-            return MakeDeviceNode(number)
+            return MakeFile() if found.nodev else MakeDeviceNode(disk.number)
+        case Place(PlaceKind.FILE, empty=True) if found.nodev and not found.mounts:
+            return BindDevice(disk)
     if found.mounts:
         # Also a bind mount of a device node, which is how other drivers publish.
         if found.place.kind in {PlaceKind.BLOCK_DEVICE, PlaceKind.FILE}:
@@ -392,6 +450,69 @@ def unpublish(volume_id: str, found: UnpublishFound) -> UnpublishStep:
     if found.place.kind is PlaceKind.NOTHING:
         return Done()
     return _remove(volume_id, found.place)
+
+
+# Expand
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandWanted:
+    """What NodeExpandVolume asks for; sizes in bytes, 0 where there is no bound."""
+
+    volume_id: str
+    path: str
+    required_bytes: int = 0
+    limit_bytes: int = 0
+    block: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandFound:
+    """What was found on the node."""
+
+    session: Session | None = None
+    place: Place = Place()
+    """At the volume path."""
+
+    mounts: tuple[Mount, ...] = ()
+    """At the volume path, else at the staging path, the uppermost last."""
+
+    rescanned: bool = False
+    """Whether the kernel was just told to ask the target."""
+
+    grown: bool = False
+
+
+def expand(wanted: ExpandWanted, found: ExpandFound) -> ExpandStep:
+    """Return the next step of NodeExpandVolume; raises Rejected.
+
+    NOT_FOUND only where there is neither a session nor anything at the path: the kubelet takes it for a wish that cannot come true.
+    """
+    if found.session is None:
+        if found.place.kind is PlaceKind.NOTHING:
+            raise NotFound(f"volume {wanted.volume_id} is not connected here, and nothing is at {wanted.path[:120]}")
+        raise Unavailable(f"volume {wanted.volume_id} is not connected here (any more); stage it again")
+    if not found.session.live:
+        return Await(f"volume {wanted.volume_id}: no controller is live, so its size cannot be asked for")
+    if not found.session.namespaces:
+        return Await(f"volume {wanted.volume_id} is connected, and its disk is not there now")
+    disk = _only_disk(wanted.volume_id, found.session)
+    if disk.size_bytes < wanted.required_bytes:
+        what = f"volume {wanted.volume_id}: {disk.name} has {disk.size_bytes} bytes here, and not {wanted.required_bytes} yet"
+        return Await(what) if found.rescanned else Rescan()
+    if wanted.limit_bytes and disk.size_bytes > wanted.limit_bytes:
+        raise OutOfRange(f"volume {wanted.volume_id}: {disk.name} has {disk.size_bytes} bytes, more than {wanted.limit_bytes}")
+    if wanted.block:
+        return Done()
+    if found.place.kind is PlaceKind.NOTHING:
+        raise NotFound(f"volume {wanted.volume_id}: nothing is at {wanted.path[:120]}")
+    if not found.mounts or found.mounts[-1].number != disk.number:
+        raise FailedPrecondition(f"volume {wanted.volume_id} is not mounted at {wanted.path[:120]}; stage and publish it first")
+    if found.grown:
+        return Done()
+    if "ro" in found.mounts[-1].super_options:
+        raise FailedPrecondition(f"volume {wanted.volume_id}: its file system is read-only now, and cannot be grown")
+    return Grow()
 
 
 # What they share

@@ -153,6 +153,21 @@ def conclude(probes: Sequence[Probe]) -> Content:
     return Blank()
 
 
+def first_sector(device: str) -> Command:
+    """Return the command that reads the beginning of a device around the page cache, in a process that can be left behind."""
+    return Command(("dd", f"if={device}", "bs=4096", "count=1", "iflag=direct", "status=none"), PROBE_SECONDS)
+
+
+def set_read_only(device: str) -> Command:
+    """Return the command that lets nobody on this node write to a device; it holds until the device goes."""
+    return Command(("blockdev", "--setro", device), PROBE_SECONDS)
+
+
+def bind_device(device: str, target: str) -> Command:
+    """Return the command that shows a device of /dev at a file."""
+    return Command(("mount", "-o", "bind", "--", device, target), MOUNT_SECONDS)
+
+
 def fs_type_for(asked: str) -> str:
     """Return the file system to make and mount: the one asked for, else ``DEFAULT_FS_TYPE``; raises InvalidArgument."""
     return check_fs_type(asked) or DEFAULT_FS_TYPE
@@ -200,9 +215,10 @@ def lacks(options: frozenset[str], wanted: Sequence[str]) -> tuple[str, ...]:
 def make(fs_type: str, device: str, *, over_unfinished: bool = False) -> Command:
     """Return the command that makes a file system; mkfs.xfs itself refuses what is not blank, unless told ``over_unfinished``."""
     words = {
-        "ext3": ("mkfs.ext3", "-q"),
-        "ext4": ("mkfs.ext4", "-q"),
-        "xfs": ("mkfs.xfs", "-q", *(("-f",) if over_unfinished else ())),
+        # Nothing is discarded: a blank volume has nothing to discard, and a box may take long to find that out.
+        "ext3": ("mkfs.ext3", "-q", "-E", "nodiscard"),
+        "ext4": ("mkfs.ext4", "-q", "-E", "nodiscard"),
+        "xfs": ("mkfs.xfs", "-q", "-K", *(("-f",) if over_unfinished else ())),
     }[check_fs_type(fs_type)]
     return Command((*words, device), MKFS_SECONDS)
 

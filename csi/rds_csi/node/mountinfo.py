@@ -75,6 +75,13 @@ def mounts_of(mounts: Iterable[Mount], numbers: Container[DeviceNumber]) -> tupl
     return tuple(mount for mount in mounts if mount.number in numbers)
 
 
+def mount_over(mounts: Iterable[Mount], path: str) -> Mount | None:
+    """Return the mount that a new entry at this path would lie on, or None where the table has none."""
+    above = [mount for mount in mounts if path.startswith(mount.mount_point.rstrip("/") + "/")]
+    deepest = max((len(mount.mount_point) for mount in above), default=0)
+    return next((mount for mount in reversed(above) if len(mount.mount_point) == deepest), None)
+
+
 def _mount(line: str) -> Mount:
     words = line.split(" ")
     try:

@@ -74,11 +74,17 @@ def target_for(volume_id: str, volume_context: Mapping[str, str], publish_contex
     nqn = publish_context.get("nvme_nqn") or known.nqn or nqn_for(volume_id)
     if known.nqn and known.nqn != nqn:
         raise InvalidArgument(f"volume {volume_id}: publish context says NQN {nqn[:MAX_NQN]}, volume context {known.nqn[:MAX_NQN]}")
+    nqn = _check_managed(_check_nqn(volume_id, nqn), prefix)
+    if nqn != nqn_for(volume_id):
+        # Later calls bring no context: a session under another name could never be found, and so never ended, again.
+        raise FailedPrecondition(
+            f"volume {volume_id} is served as {nqn[:MAX_NQN]}; a node serves a volume only as {nqn_for(volume_id)}, its handle"
+        )
     address = publish_context.get("nvme_address") or known.nvme_address
     if not address:
         raise InvalidArgument(f"volume {volume_id}: neither publish context nor volume context has an NVMe address")
     return Target(
-        nqn=_check_managed(_check_nqn(volume_id, nqn), prefix),
+        nqn=nqn,
         address=_check_address(volume_id, address),
         port=_port(volume_id, publish_context.get("nvme_port")) or known.nvme_port or DEFAULT_NVME_PORT,
         ctrl_loss_tmo=known.ctrl_loss_tmo,

@@ -79,6 +79,27 @@ def users_of(
     return tuple(sorted(set(found)))
 
 
+def filesystem_users(number: DeviceNumber, *, proc: Path) -> tuple[User, ...]:
+    """Return the processes that have a file or directory of a mounted file system in use; what cannot be looked at is left out.
+
+    For the words of a refusal, when the kernel has said already that there are such. Blocks: run it in a thread.
+    """
+    found = set()
+    for process in _processes(proc):
+        with suppress(OSError):
+            places = (process / "cwd", process / "root", *(process / "fd").iterdir())
+            if any(_lies_on(place, number) for place in places):
+                found.add(User("has files of it in use", _name(process), int(process.name)))
+    return tuple(sorted(found))
+
+
+def _lies_on(place: Path, number: DeviceNumber) -> bool:
+    with suppress(OSError):
+        device = place.stat().st_dev
+        return DeviceNumber(os.major(device), os.minor(device)) == number
+    return False
+
+
 def _loop_devices(numbers: tuple[DeviceNumber, ...], sysfs: Path, proc: Path, device_of: DeviceOf) -> Iterator[User]:
     """Yield loop devices on the disk: the kubelet makes one for every block volume, and holders do not show them."""
     for file in sorted((sysfs / "class" / "block").glob("loop*/loop/backing_file")):

@@ -56,6 +56,12 @@ class World:
     users: tuple[User, ...] = ()
     next_minor: int = 2
     grown: bool = False
+    nodev: bool = False
+    """Whether device nodes at the target path cannot be opened."""
+
+    shown: DeviceNumber | None = None
+    """The device that is bound to the target path."""
+
     written: bool = False
     """Whether a format went over something that was no blank device."""
 
@@ -74,6 +80,8 @@ class World:
         return self.numbers() | {FOREIGN}
 
     def place(self, path: str) -> Place:
+        if self.at(path) and self.at(path)[-1].fs_type == "devtmpfs":
+            return Place(PlaceKind.BLOCK_DEVICE, number=self.shown)
         return Place(PlaceKind.DIRECTORY, empty=False) if self.at(path) else self.places.get(path, Place())
 
     def state(self) -> object:
@@ -165,6 +173,9 @@ class World:
                 self._mount(read_only=wanted.read_only)
             case decisions.Unmount():
                 self.unmount(STAGING)
+            case decisions.SetReadOnly(one):
+                assert self.session
+                self.session = replace(self.session, namespaces=(replace(one, read_only=True),))
             case decisions.Grow():
                 self.grown = looked["grown"] = True
             case _:
@@ -217,7 +228,7 @@ class World:
     def publish(self, *, block: bool, options: tuple[str, ...] = OPTIONS) -> None:
         while True:
             found = decisions.PublishFound(
-                self.session, self.at(STAGING), self.place(PUBLISHED), self.at(PUBLISHED), self.present()
+                self.session, self.at(STAGING), self.place(PUBLISHED), self.at(PUBLISHED), self.present(), self.nodev
             )
             step = decisions.publish_block("pvc-one", found) if block else decisions.publish_filesystem("pvc-one", options, found)
             if isinstance(step, Done):
@@ -232,6 +243,11 @@ class World:
                     self.mounts.append(replace(self.at(STAGING)[-1], mount_point=PUBLISHED, options=frozenset(had)))
                 case decisions.MakeDeviceNode(number):
                     self.places[PUBLISHED] = Place(PlaceKind.BLOCK_DEVICE, number=number)
+                case decisions.MakeFile():
+                    self.places[PUBLISHED] = Place(PlaceKind.FILE)
+                case decisions.BindDevice(shown):
+                    self.mounts.append(replace(mounted(PUBLISHED), number=DeviceNumber(0, 6), fs_type="devtmpfs"))
+                    self.shown = shown.number
                 case decisions.Remove():
                     self._remove()
                 case decisions.Unmount():

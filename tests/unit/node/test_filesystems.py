@@ -211,10 +211,10 @@ def test_what_a_mount_lacks_is_seen(options: set[str], wanted: tuple[str, ...], 
 
 def test_the_commands_are_lists_that_end_with_what_they_work_on() -> None:
     assert probe(DEVICE).words == ("blkid", "-p", "-o", "export", DEVICE)
-    assert make("ext4", DEVICE).words == ("mkfs.ext4", "-q", DEVICE)
-    assert make("ext3", DEVICE).words == ("mkfs.ext3", "-q", DEVICE)
-    assert make("xfs", DEVICE).words == ("mkfs.xfs", "-q", DEVICE)
-    assert make("xfs", DEVICE, over_unfinished=True).words == ("mkfs.xfs", "-q", "-f", DEVICE)
+    assert make("ext4", DEVICE).words == ("mkfs.ext4", "-q", "-E", "nodiscard", DEVICE)
+    assert make("ext3", DEVICE).words == ("mkfs.ext3", "-q", "-E", "nodiscard", DEVICE)
+    assert make("xfs", DEVICE).words == ("mkfs.xfs", "-q", "-K", DEVICE)
+    assert make("xfs", DEVICE, over_unfinished=True).words == ("mkfs.xfs", "-q", "-K", "-f", DEVICE)
     assert mount("xfs", DEVICE, "/s", ("nodev", "nouuid")).words == ("mount", "-t", "xfs", "-o", "nodev,nouuid", "--", DEVICE, "/s")
     assert bind("/s", "/t", ("nodev", "ro")).words == ("mount", "-o", "bind,nodev,ro", "--", "/s", "/t")
     assert unmount("/s").words == ("umount", "--", "/s")

@@ -1,0 +1,68 @@
+"""Looks that can block in the kernel: each in a thread of its own, and given up after a while."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class LookTooSlow(Exception):
+    """The kernel gave no answer in time: nothing is known."""
+
+
+class PathUnusable(Exception):
+    """A file of the node cannot be looked at, made or removed."""
+
+
+class Looks:
+    """Runs blocking functions in daemon threads, which cannot be ended; one that hangs is not joined by a second of its kind."""
+
+    def __init__(self) -> None:
+        self._hanging: dict[str, threading.Thread] = {}
+
+    async def __call__(self, what: str, look: Callable[[], T], seconds: float, late: Callable[[T], None] | None = None) -> T:
+        """Return what ``look`` returns, or raise what it raises; raises LookTooSlow after ``seconds``.
+
+        ``late`` gets a result that came when nobody waited for it any more.
+        """
+        self._hanging = {name: thread for name, thread in self._hanging.items() if thread.is_alive()}
+        if what in self._hanging:
+            raise LookTooSlow(f"{what}: an earlier look still waits for the kernel's answer")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+
+        def give(result: T) -> None:
+            if not answer.done():
+                answer.set_result(result)
+            elif late is not None:
+                late(result)
+
+        def refuse(error: BaseException) -> None:
+            if not answer.done():
+                answer.set_exception(error)
+
+        def work() -> None:
+            # The loop may be closed by the time of the answer: then the process ends.
+            with suppress(RuntimeError):
+                try:
+                    result = look()
+                except BaseException as error:  # noqa: BLE001 it is raised again where the answer is awaited
+                    loop.call_soon_threadsafe(refuse, error)
+                else:
+                    loop.call_soon_threadsafe(give, result)
+
+        thread = threading.Thread(target=work, name=what, daemon=True)
+        thread.start()
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            raise LookTooSlow(f"{what}: no answer in {seconds:g} s") from None
+        finally:
+            if not answer.done() or answer.cancelled():
+                self._hanging[what] = thread
