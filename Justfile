@@ -17,12 +17,12 @@ check:
     lint-imports
 
 # What continuous integration runs.
-test *ARGS: check binaries
-    pytest -m "not long" --numprocesses 2 --dist loadfile "$@"
+test *ARGS: check packages binaries
+    @python -m tests.runs --numprocesses 2 --choose "not long" "$@"
 
 # What takes longer: larger property tests, more kills.
-test-long *ARGS:
-    pytest -m long --timeout 1800 "$@"
+test-long *ARGS: packages binaries
+    @python -m tests.runs --choose long --timeout 1800 "$@"
 
 # Measure something in one run: bench publish (as ratios), bench deadlines.
 bench WHAT *ARGS:
@@ -39,6 +39,10 @@ ring:
 # Start the RouterOS simulator alone, print how to reach it with ssh, stop on Ctrl-C.
 box *ARGS:
     @exec python -m tests.simulator "$@"
+
+# Install what the guests need, where it is missing (Debian).
+packages:
+    @python -m tests.vm.packages
 
 # Build the ring's binaries into the cache, if they are not there yet.
 binaries *NAMES:

@@ -1,15 +1,24 @@
-"""What all tests share: what a test wants to be read at the end of a run."""
+"""What all tests share: what a test wants to be read at the end of a run, and the run's share of a sum."""
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pytest
+
+from tests.runs import TALLY
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the ``summary`` that tests have recorded (``record_property``)."""
+    """Print the ``summary`` that tests have recorded (``record_property``), and leave the counts to who asks for them."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports if isinstance(report, pytest.TestReport)]
     texts = [text for report in reports if report.when == "call" for name, text in report.user_properties if name == "summary"]
     if texts:
         terminalreporter.section("reports")
         for text in texts:
             terminalreporter.write_line(str(text))
+    if file := os.environ.get(TALLY):
+        tally = {name: [getattr(it, "nodeid", "") for it in stats] for name, stats in terminalreporter.stats.items() if name}
+        Path(file).write_text(json.dumps(tally))
