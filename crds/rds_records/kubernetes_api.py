@@ -52,7 +52,15 @@ class ApiUnavailable(ApiError):
 class KubernetesApi:
     """A connection to one API server; paths are those of its REST API (``/api/v1/nodes/NAME``)."""
 
-    def __init__(self, configuration: Configuration, *, clock: ServerClock | None = None, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        clock: ServerClock | None = None,
+        timeout: float = 10.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """``timeout`` is in seconds and for each request; ``headers`` go with every one."""
         # aiohttp sends a GET or PUT again by itself after a dropped connection, as far as it can; every writer of this project
         # copes with a write that was applied although it looked refused.
         configuration.retries = None
@@ -61,6 +69,8 @@ class KubernetesApi:
         configuration.client_session_kwargs = {"trust_env": False}
         self.clock = clock or ServerClock()
         self._client = ApiClient(configuration)
+        for name, value in (headers or {}).items():
+            self._client.set_default_header(name, value)
         self._timeout = timeout
 
     async def __aenter__(self) -> Self:
@@ -106,11 +116,13 @@ class KubernetesApi:
         """Apply a JSON merge patch (RFC 7386)."""
         return await self._request("PATCH", path, body=body, content_type=MERGE_PATCH)
 
-    async def delete(self, path: str, *, resource_version: str | None = None, uid: str | None = None) -> dict[str, Any]:
-        """Delete an object; with preconditions, raises WriteConflict where they do not hold."""
+    async def delete(
+        self, path: str, *, resource_version: str | None = None, uid: str | None = None, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Delete an object; with preconditions, raises WriteConflict where they do not hold. ``dry_run``: only check and ask."""
         preconditions = {key: value for key, value in (("resourceVersion", resource_version), ("uid", uid)) if value}
-        body = {"preconditions": preconditions} if preconditions else None
-        return await self._request("DELETE", path, body=body)
+        body = {**({"preconditions": preconditions} if preconditions else {}), **({"dryRun": ["All"]} if dry_run else {})}
+        return await self._request("DELETE", path, body=body or None)
 
     async def watch(
         self, path: str, resource_version: str, params: Mapping[str, str] | None = None, *, seconds: int = 300

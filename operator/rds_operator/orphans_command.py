@@ -18,6 +18,7 @@ from rds_operator.orphan_watch import NamesInCluster
 from rds_operator.orphans import WHY, Kind, Suspect, Thing, unnamed
 from rds_operator.process import Settings
 from rds_operator.suspects import SuspectStore
+from rds_process.tables import size, table
 from rds_records.kubernetes_api import ApiError, KubernetesApi, load_configuration
 from rds_records.store import RecordStore
 from rds_records.volume_layout import SUBVOLUME_FILE
@@ -66,20 +67,18 @@ def show(suspects: Mapping[str, Suspect], grace: float, output: str, out: TextIO
     if not ordered:
         print("Nothing lies on the box that nobody names.", file=out)
         return
-    rows = [_HEADINGS, *(_row(one, grace) for one in ordered)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
-    for row in rows:
-        print("   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip(), file=out)
+    for line in table(_HEADINGS, (_row(one, grace) for one in ordered)):
+        print(line, file=out)
     print("\nNothing is deleted by itself.", file=out)
 
 
 def _row(suspect: Suspect, grace: float) -> Sequence[str]:
     thing = suspect.thing
-    size = _bytes(thing.size) if thing.size is not None else thing.printed_size or "-"
+    shown = size(thing.size) if thing.size is not None else thing.printed_size or "-"
     seen = str(timedelta(seconds=int(suspect.observed)))
     left = grace - suspect.observed
     state = "orphan" if left <= 0 else f"wait {timedelta(seconds=int(left))}"
-    return thing.name, thing.kind, size, f"{suspect.first_seen:%Y-%m-%d %H:%M}", seen, state, WHY[thing.kind]
+    return thing.name, thing.kind, shown, f"{suspect.first_seen:%Y-%m-%d %H:%M}", seen, state, WHY[thing.kind]
 
 
 def _plain(suspect: Suspect, grace: float) -> dict[str, object]:
@@ -96,15 +95,6 @@ def _plain(suspect: Suspect, grace: float) -> dict[str, object]:
         "orphan": suspect.observed >= grace,
         "why": WHY[thing.kind],
     }
-
-
-def _bytes(size: int) -> str:
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.4g} {unit}"
-        value /= 1024
-    return f"{value:.4g} TiB"
 
 
 @dataclass(frozen=True, slots=True)
