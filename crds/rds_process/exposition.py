@@ -26,12 +26,16 @@ def parse_address(address: str) -> tuple[str | None, int]:
 
 @asynccontextmanager
 async def serve(
-    address: str, registry: CollectorRegistry, ready: Callable[[], Readiness | Awaitable[Readiness]]
+    address: str,
+    registry: CollectorRegistry,
+    ready: Callable[[], Readiness | Awaitable[Readiness]],
+    refresh: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[tuple[str, int] | None]:
     """Serve until left; yields where it listens, and serves nothing where ``address`` is empty.
 
-    A scrape reads memory only. ``/healthz`` says that the process answers; ``/readyz`` says what ``ready`` says, which bounds its
-    own time. Raises ValueError for a malformed address and OSError where it cannot be listened at.
+    A scrape reads memory only; before it ``refresh`` may bring that up to date, and bounds its own time. ``/healthz`` says that the
+    process answers; ``/readyz`` says what ``ready`` says, which bounds its own time, too. Raises ValueError for a malformed address
+    and OSError where it cannot be listened at.
     """
     if not address:
         yield None
@@ -41,6 +45,8 @@ async def serve(
     disable_created_metrics()
 
     async def metrics(request: web.Request) -> web.Response:
+        if refresh is not None:
+            await refresh()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 

@@ -13,11 +13,20 @@ from typing import Any, Final
 
 from rds_csi.capacity import Reserve
 from rds_csi.identity import check_driver_name
+from rds_csi.node.nvme import DEFAULT_MANAGED_PREFIX, MANAGED_PREFIX_VARIABLE, check_managed_prefix
 from rds_csi.node.registration import registration_socket
 from rds_csi.parameters import DEFAULT_NVME_PORT
 from rds_csi.routeros.options import BOX_OPTIONS, add_box_options, lacking, port
 from rds_csi.server import parse_endpoint
-from rds_csi.settings import DEFAULT_ENDPOINT, DEFAULT_METRICS_ADDRESS, DEFAULT_REGISTRY, ControllerSettings, NodeSettings, Settings
+from rds_csi.settings import (
+    DEFAULT_ENDPOINT,
+    DEFAULT_KUBELET_ROOT,
+    DEFAULT_METRICS_ADDRESS,
+    DEFAULT_REGISTRY,
+    ControllerSettings,
+    NodeSettings,
+    Settings,
+)
 from rds_csi.snapshot_mode import SnapshotMode
 from rds_process import logs
 from rds_process.exposition import parse_address
@@ -39,7 +48,8 @@ snapshots, never to attach. Any number of replicas may run. It starts, attaches 
 
 NODE: Final = """\
 Serve the CSI Identity and Node services to the kubelet, and the kubelet's plugin registration, so that no node-driver-registrar is
-needed. So far it tells the node's name; volumes are not connected or mounted yet.
+needed. Volumes are connected over NVMe/TCP and mounted or shown as devices; sessions are watched, and those that nothing uses are
+ended. It starts and serves while the API server is away.
 """
 
 EPILOG: Final = """\
@@ -82,7 +92,7 @@ def _command(commands: Any, name: str, line: str, description: str, epilog: str)
 
 def _controller(flags: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
     options = Options(flags, environment, prefix="RDS_CSI_")
-    _shared(options, "id under which this pod serves the Node service as well; empty: it does not")
+    _shared(options)
     add = options.add
     add_box_options(options)
     add(
@@ -116,7 +126,10 @@ def _controller(flags: argparse.ArgumentParser, environment: Mapping[str, str]) 
 
 def _node(flags: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
     options = Options(flags, environment, prefix="RDS_CSI_")
-    _shared(options, "the name of this machine's Node object (required)")
+    _shared(options)
+    options.add(
+        "--node-id", "the name of this machine's Node object (required)", metavar="NAME", kind=_node_name, variables=["NODE_ID"]
+    )
     options.add(
         "--plugin-registration-path",
         "directory in which the kubelet looks for plugins",
@@ -131,9 +144,33 @@ def _node(flags: argparse.ArgumentParser, environment: Mapping[str, str]) -> Non
         kind=_absolute,
     )
     options.switch("--disable-registration", "leave the kubelet's plugin registration to node-driver-registrar")
+    options.add(
+        "--kubelet-root-dir",
+        "the kubelet's --root-dir, which shows what it has staged",
+        default=DEFAULT_KUBELET_ROOT,
+        metavar="DIRECTORY",
+        kind=_absolute,
+    )
+    options.add(
+        "--managed-nqn-prefix",
+        "what the NQNs of volumes begin with; no other session is made, shown or ended",
+        default=DEFAULT_MANAGED_PREFIX,
+        metavar="PREFIX",
+        kind=check_managed_prefix,
+        variables=[MANAGED_PREFIX_VARIABLE],
+    )
+    for flag, text, default in (
+        ("--session-interval", "how often sessions are looked at", "10s"),
+        ("--health-grace", "how long a volume may be without connection or disk before that is told", "30s"),
+        ("--orphan-session-grace", "how long a session must be for no volume of the kubelet's before it is ended", "2m"),
+    ):
+        options.add(flag, text, default=default, metavar="DURATION", kind=_positive)
+    options.switch("--disable-orphan-cleanup", "only tell of sessions that nothing uses")
+    options.switch("--disable-events", "post no Events; metrics are the same without them")
+    options.add("--kubeconfig", "how to reach the API server; empty: as a pod does", metavar="FILE", variables=["KUBECONFIG"])
 
 
-def _shared(options: Options, node_id: str) -> None:
+def _shared(options: Options) -> None:
     add = options.add
     add(
         "--endpoint",
@@ -143,7 +180,6 @@ def _shared(options: Options, node_id: str) -> None:
         kind=_endpoint,
         variables=["CSI_ENDPOINT"],
     )
-    add("--node-id", node_id, metavar="NAME", kind=_node_name, variables=["NODE_ID"])
     add("--driver-name", "name of the CSI driver", default=DRIVER_NAME, metavar="NAME", kind=check_driver_name)
     add(
         "--metrics-address",
@@ -161,10 +197,13 @@ def read(argv: Sequence[str] | None, environment: Mapping[str, str]) -> tuple[Se
     """Return the settings of ``rds-csi COMMAND …``, and all that was given; bad options end the process with status 2."""
     flags = parser(environment)
     chosen = flags.parse_args(argv)
-    shared = {name: getattr(chosen, name) for name in ("endpoint", "node_id", "driver_name", "metrics_address", "drain_timeout")}
+    shared = {name: getattr(chosen, name) for name in ("endpoint", "driver_name", "metrics_address", "drain_timeout")}
     if chosen.command == "node":
         if not chosen.node_id:
             flags.error("--node-id is required")
+        node = ("node_id", "kubeconfig", "kubelet_root_dir", "managed_nqn_prefix", "session_interval", "health_grace")
+        shared |= {name: getattr(chosen, name) for name in (*node, "orphan_session_grace")}
+        shared |= {"orphan_cleanup": not chosen.disable_orphan_cleanup, "events": not chosen.disable_events}
         try:
             return _node_settings(shared, chosen), chosen
         except ValueError as error:
@@ -212,6 +251,13 @@ def _absolute(text: str) -> str:
     if text and (not text.startswith("/") or "\0" in text):
         raise ValueError(f"{text[:120]!r} is no absolute path")
     return text
+
+
+def _positive(text: str) -> float:
+    seconds = duration(text)
+    if seconds <= 0:
+        raise ValueError(f"{text!r} must be more than nothing")
+    return seconds
 
 
 def _ip(text: str) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
+from kubernetes.aio.client import Configuration
 from kubernetes.config.config_exception import ConfigException
 from prometheus_client import CollectorRegistry, Histogram
 
@@ -16,10 +19,20 @@ from rds_csi.controller import Addresses, Controller
 from rds_csi.expansions import Expansions
 from rds_csi.identity import Identity, Readiness
 from rds_csi.interceptors import RpcInterceptor
-from rds_csi.metrics import BoxLink, ShimMetrics, rpc_histogram
+from rds_csi.metrics import BoxLink, ShimMetrics
 from rds_csi.migration_evidence import MigrationEvidence
+from rds_csi.node import node_events
+from rds_csi.node.cluster import EventSubjects, NodeCheck, PersistentVolumes, watch_annotations
+from rds_csi.node.health import HealthWatch
+from rds_csi.node.hold_off import VolumeHoldOff
+from rds_csi.node.incidents import EachIncident
+from rds_csi.node.metrics import NodeGauges, NodeMetrics
+from rds_csi.node.node_events import NodeEvents
+from rds_csi.node.orphan_sessions import OrphanSessions
 from rds_csi.node.registration import Registration, registration_socket, serve_registration
+from rds_csi.node.reports import EachOf
 from rds_csi.node.service import NodeService
+from rds_csi.node.session_watch import SessionWatch
 from rds_csi.routeros import Box, FilePath, Subvolumes, Transport
 from rds_csi.routeros.options import BOX_OPTIONS, box_settings
 from rds_csi.server import CsiServer, served_methods, wait_for_signal
@@ -29,6 +42,7 @@ from rds_csi.snapshots import Snapshots
 from rds_csi.volume_locks import VolumeLocks
 from rds_csi.volumes import Volumes
 from rds_process import exposition
+from rds_records.events import EventRecorder
 from rds_records.kubernetes_api import ApiError, KubernetesApi, load_configuration
 from rds_records.names import check_ip_address
 from rds_records.store import RecordStore
@@ -39,6 +53,9 @@ RECONCILE_FIRST = 1.0
 RECONCILE_LONGEST = 30.0
 """Seconds between tries to compare all records with all VolumeAttachments, after a start."""
 
+NODE_CHECK_SECONDS = 3.0
+"""How long a node waits for the API server before it serves without having seen its Node."""
+
 
 async def controller(settings: ControllerSettings) -> None:
     """Run the controller until SIGTERM or SIGINT.
@@ -47,10 +64,7 @@ async def controller(settings: ControllerSettings) -> None:
     """
     metrics = ShimMetrics()
     box_at = box_settings(**{name: getattr(settings, name) for name in BOX_OPTIONS})
-    try:
-        configuration = await load_configuration(settings.kubeconfig or None)
-    except ConfigException as error:
-        raise ValueError(f"no way to reach the API server: {error}") from error
+    configuration = await _configuration(settings.kubeconfig)
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(KubernetesApi(configuration))
         transport = await stack.enter_async_context(Transport(box_at, BoxLink(metrics, settings.rds_address)))
@@ -96,19 +110,86 @@ async def controller(settings: ControllerSettings) -> None:
 
 
 async def node(settings: NodeSettings) -> None:
-    """Run the node service until SIGTERM or SIGINT; raises OSError where it cannot listen."""
-    registry = CollectorRegistry(auto_describe=True)
-    registration = Registration(settings.driver_name, settings.kubelet_registration_path)
+    """Run the node service until SIGTERM or SIGINT.
 
-    async def ready() -> bool:
-        return True
+    Raises OSError where it cannot listen, and ValueError where a kubeconfig cannot be used. The API server may be away, also at
+    the start.
+    """
+    metrics = NodeMetrics()
+    configuration = await _configuration(settings.kubeconfig)
+    async with contextlib.AsyncExitStack() as stack:
+        api = await stack.enter_async_context(KubernetesApi(configuration))
+        check = NodeCheck(api, settings.node_id)
+        volumes = PersistentVolumes(api, RecordStore(api), settings.driver_name)
+        subjects = EventSubjects(volumes, settings.node_id, lambda: check.uid)
+        recorder = EventRecorder(api, node_events.COMPONENT, f"{settings.node_id}-{secrets.token_hex(4)}")
+        events = NodeEvents(settings.node_id, recorder, subjects.of, metrics, now=api.clock.now)
+        incidents = EachIncident(metrics, events) if settings.events else metrics
+        hold_off = VolumeHoldOff(settings.node_id, incidents)
+        locks = VolumeLocks()
+        service = NodeService(
+            settings.node_id,
+            reports=EachOf(metrics, hold_off, *([events] if settings.events else [])),
+            hold_off=hold_off,
+            prefix=settings.managed_nqn_prefix,
+            refuse_unknown_node=check.refuse_if_absent,
+            locks=locks,
+        )
+        watch = SessionWatch(
+            service.host,
+            settings.node_id,
+            incidents,
+            locks,
+            OrphanSessions(settings.node_id, settings.managed_nqn_prefix, settings.orphan_session_grace),
+            HealthWatch(settings.health_grace),
+            driver=settings.driver_name,
+            kubelet_root=Path(settings.kubelet_root_dir),
+            clean=settings.orphan_cleanup,
+        )
+        metrics.registry.register(
+            NodeGauges(settings.node_id, lambda: watch.sessions, lambda: watch.problems, lambda: len(hold_off.held()))
+        )
+        registration = Registration(settings.driver_name, settings.kubelet_registration_path)
 
-    def readiness() -> exposition.Readiness:
-        if not settings.plugin_registration_path:
-            return True, {"registration": "left to node-driver-registrar"}
-        return not registration.trouble, {"registration": registration.trouble or "ok"}
+        async def ready() -> bool:
+            return True
 
-    await _serve(settings, [], ready, readiness, registry, rpc_histogram(registry), lambda: _register(settings, registration))
+        def readiness() -> exposition.Readiness:
+            registered = registration.trouble if settings.plugin_registration_path else ""
+            detail: dict[str, object] = {
+                "registration": registered or "ok",
+                "node": check.trouble or "ok",
+                "sessions": watch.trouble or "ok",
+            }
+            return not registered and not check.absent, detail
+
+        # Before the kubelet asks for the node's name, which it does as soon as it is told of the driver.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NODE_CHECK_SECONDS):
+                await check.look()
+        if check.trouble:
+            await stack.enter_async_context(_background(check.run()))
+        if settings.events:
+            await stack.enter_async_context(_background(events.run()))
+        await stack.enter_async_context(_background(watch_annotations(hold_off, volumes)))
+        await stack.enter_async_context(_background(watch.run(settings.session_interval)))
+        await _serve(
+            settings,
+            [service],
+            ready,
+            readiness,
+            metrics.registry,
+            metrics.rpcs,
+            announce=lambda: _register(settings, registration),
+            refresh=watch.refresh,
+        )
+
+
+async def _configuration(kubeconfig: str) -> Configuration:
+    try:
+        return await load_configuration(kubeconfig or None)
+    except ConfigException as error:
+        raise ValueError(f"no way to reach the API server: {error}") from error
 
 
 @contextlib.asynccontextmanager
@@ -128,15 +209,15 @@ async def _serve(
     readiness: Callable[[], exposition.Readiness | Awaitable[exposition.Readiness]],
     registry: CollectorRegistry,
     rpcs: Histogram,
+    *,
     announce: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
+    refresh: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Serve until a signal; ``announce`` tells somebody of the server while it serves."""
+    """Serve until a signal; ``announce`` tells somebody of the server while it serves, ``refresh`` goes before each scrape."""
     served = [Identity(settings.driver_name, version("rds-csi"), ready), *servicers]
-    if settings.node_id:
-        served.append(NodeService(settings.node_id))
     interceptor = RpcInterceptor(rpcs, driver_name=settings.driver_name, methods=served_methods(served))
     server = CsiServer(settings.endpoint, served, [interceptor])
-    async with exposition.serve(settings.metrics_address, registry, readiness) as listening:
+    async with exposition.serve(settings.metrics_address, registry, readiness, refresh) as listening:
         if listening:
             _log.info("metrics", extra={"host": listening[0], "port": listening[1]})
         await server.start()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rds_csi.capacity import NO_RESERVE, Reserve
+from rds_csi.node import health, orphan_sessions
+from rds_csi.node.nvme import DEFAULT_MANAGED_PREFIX
 from rds_csi.parameters import DEFAULT_NVME_PORT
 from rds_csi.routeros.options import DEFAULT_KEY_FILE
 from rds_csi.server import DRAIN_SECONDS
@@ -14,7 +16,9 @@ from rds_records.names import DRIVER_NAME, SlotNames
 
 DEFAULT_ENDPOINT = f"unix:///var/lib/kubelet/plugins/{DRIVER_NAME}/csi.sock"
 DEFAULT_METRICS_ADDRESS = ":9809"
-DEFAULT_REGISTRY = "/var/lib/kubelet/plugins_registry"
+DEFAULT_KUBELET_ROOT = "/var/lib/kubelet"
+DEFAULT_REGISTRY = f"{DEFAULT_KUBELET_ROOT}/plugins_registry"
+SESSION_INTERVAL = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +26,6 @@ class Settings:
     """What controller and node have in common; all of it is checked where it is read."""
 
     endpoint: str = DEFAULT_ENDPOINT
-    node_id: str = ""
     driver_name: str = DRIVER_NAME
     metrics_address: str = DEFAULT_METRICS_ADDRESS
     """Empty: no HTTP endpoint."""
@@ -57,10 +60,22 @@ class ControllerSettings(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings(Settings):
-    """The node's."""
+    """The node's; durations in seconds."""
+
+    node_id: str
+    kubeconfig: str = ""
+    """Empty: as a pod reaches its API server."""
 
     plugin_registration_path: str = DEFAULT_REGISTRY
     """Directory; empty: the kubelet is not told of the driver."""
 
     kubelet_registration_path: str = ""
     """Of the CSI socket, as the kubelet sees it."""
+
+    kubelet_root_dir: str = DEFAULT_KUBELET_ROOT
+    managed_nqn_prefix: str = DEFAULT_MANAGED_PREFIX
+    session_interval: float = SESSION_INTERVAL
+    health_grace: float = health.GRACE_SECONDS
+    orphan_session_grace: float = orphan_sessions.GRACE_SECONDS
+    orphan_cleanup: bool = True
+    events: bool = True

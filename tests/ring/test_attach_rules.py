@@ -487,7 +487,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "as shipped": (),
     "host key not checked": ("--rds-insecure-skip-verify", "--rds-host-key="),
     "no metrics, text logs": ("--metrics-address=none", "--log-format=text", "--log-level=error"),
-    "short slots, addresses": ("--slot-names=short", "--nvme-address=127.0.0.9", "--nvme-port=4421", "--node-id=somebody"),
+    "short slots, addresses": ("--slot-names=short", "--nvme-address=127.0.0.9", "--nvme-port=4421"),
     "everything": ("--rds-insecure-skip-verify", "--metrics-address=none", "--slot-names=short", "--log-level=debug"),
 }
 

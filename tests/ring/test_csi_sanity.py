@@ -16,14 +16,15 @@ import grpc
 import pytest
 
 from rds_csi.spec import csi_pb2
+from rds_csi.topology import TOPOLOGY
 from tests.ring.binaries import ensure
 from tests.ring.cluster import Cluster
 from tests.ring.driver import Shim
 from tests.ring.sidecars import socket_path
 from tests.simulator.box import SimulatedBox
 
-NOT_SERVED_YET = "NodePublishVolume|NodeUnpublishVolume|Node Service should (work|be idempotent)"
-"""Tests of RPCs that every plugin must serve and this one does not yet, so csi-sanity knows no capability to skip them by."""
+NODE_SERVICE = "NodePublishVolume|NodeUnpublishVolume|Node Service should (work|be idempotent)"
+"""Tests of RPCs that no capability tells of, and that need a kernel of their own."""
 
 NOT_OFFERED = {
     "ControllerGetVolumeHealth not supported": "alpha",
@@ -32,21 +33,19 @@ NOT_OFFERED = {
     "GroupControllerService not supported": "Btrfs has no snapshot of several subvolumes at once",
     "SNAPSHOT_ACCESSIBILITY_CONSTRAINTS not supported": "alpha; every node reaches the box",
     "testnodevolumeattachlimit not enabled": "there is no limit of volumes",
-    "NodeStageVolume not supported": "comes with the node service",
-    "NodeUnstageVolume not supported": "comes with the node service",
-    "NodeGetVolume not supported": "comes with the node service",
-    "NodeExpandVolume not supported": "comes with the node service",
+    "NodeStageVolume not supported": "asked in a guest",
+    "NodeUnstageVolume not supported": "asked in a guest",
+    "NodeGetVolume not supported": "asked in a guest",
+    "NodeExpandVolume not supported": "asked in a guest",
     "NodeGetVolumeHealth not supported": "alpha",
     "NodeGetStorageHealth not supported": "alpha",
     "pending": "csi-sanity leaves it out itself",
-    "skipped": "tests of node RPCs that no capability tells of; they come with the node service",
+    "skipped": "tests of node RPCs that no capability tells of; asked in a guest",
 }
-"""Why csi-sanity skips what it skips. The Go driver has no capability for any of this, but those of its node service."""
+"""Why csi-sanity skips what it skips."""
 
 AT_LEAST = {
     "Identity Service": 3,
-    "NodeGetCapabilities": 1,
-    "NodeGetInfo": 1,
     "ControllerGetCapabilities": 1,
     "GetCapacity": 1,
     "ListVolumes": 3,
@@ -80,21 +79,27 @@ class Report:
         return "\n".join([first, *why])
 
 
-class Kubelet(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Passes every call on to the shim, but for NodeUnpublishVolume.
+class Node(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Stands for a node that stages nothing, whose plugin is the same driver: all but the Node service is the shim's.
 
-    csi-sanity calls that for each volume it made, to clean up; nothing was ever published on the node, so there is nothing to undo.
+    csi-sanity needs a node to publish to, and calls NodeUnpublishVolume for each volume that it made, to clean up. The real Node
+    service is asked in a guest, which has a kernel of its own.
     """
 
-    def __init__(self, shim: Any) -> None:
+    def __init__(self, shim: Any, name: str) -> None:
         self.shim = shim
+        self.answers = {
+            "/csi.v1.Node/NodeGetInfo": csi_pb2.NodeGetInfoResponse(
+                node_id=name, accessible_topology=csi_pb2.Topology(segments=TOPOLOGY)
+            ),
+            "/csi.v1.Node/NodeGetCapabilities": csi_pb2.NodeGetCapabilitiesResponse(),
+            "/csi.v1.Node/NodeUnpublishVolume": csi_pb2.NodeUnpublishVolumeResponse(),
+        }
 
     def service(self, handler_call_details: Any) -> Any:
         method = handler_call_details.method
-        if method == "/csi.v1.Node/NodeUnpublishVolume":
-            return grpc.unary_unary_rpc_method_handler(
-                lambda request, context: csi_pb2.NodeUnpublishVolumeResponse().SerializeToString()
-            )
+        if method in self.answers:
+            return grpc.unary_unary_rpc_method_handler(lambda request, context: self.answers[method].SerializeToString())
         call = self.shim.unary_unary(method)
 
         def forward(request: bytes, context: Any) -> Any:
@@ -107,22 +112,22 @@ class Kubelet(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 @contextmanager
-def kubelet_before(shim: Shim, folder: Path) -> Iterator[str]:
-    """Yield an endpoint that stands for the shim's Node service."""
+def node_beside(shim: Shim, folder: Path, name: str) -> Iterator[str]:
+    """Yield an endpoint of that node."""
     endpoint = f"unix://{socket_path(folder)}"
     with grpc.insecure_channel(shim.endpoint) as channel, futures.ThreadPoolExecutor(4) as threads:
         server = grpc.server(threads)
-        server.add_generic_rpc_handlers((Kubelet(channel),))
+        server.add_generic_rpc_handlers((Node(channel, name),))
         server.add_insecure_port(endpoint)
         server.start()
         yield endpoint
         server.stop(None).wait()
 
 
-def run_sanity(shim: Shim, folder: Path, access_type: str) -> Report:
+def run_sanity(shim: Shim, node: str, folder: Path, access_type: str) -> Report:
     junit, attributes = folder / "report.xml", folder / "attributes.yaml"
     attributes.write_text("migrationTimeoutSeconds: '600'\n")
-    with kubelet_before(shim, folder) as endpoint:
+    with node_beside(shim, folder, node) as endpoint:
         command: list[str | Path] = [
             ensure(["csi-sanity"])["csi-sanity"],
             f"--csi.endpoint={endpoint}",
@@ -132,7 +137,7 @@ def run_sanity(shim: Shim, folder: Path, access_type: str) -> Report:
             f"--csi.mountdir={folder / 'mount'}",
             f"--csi.stagingdir={folder / 'staging'}",
             f"--ginkgo.junit-report={junit}",
-            f"--ginkgo.skip={NOT_SERVED_YET}",
+            f"--ginkgo.skip={NODE_SERVICE}",
             "--ginkgo.no-color",
             "--ginkgo.timeout=90s",
         ]
@@ -173,8 +178,7 @@ def test_csi_sanity_finds_nothing_wrong(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    shim = make_shim(subvolume_box, extra=[f"--node-id={cluster.make_node()}"])
-    report = run_sanity(shim, tmp_path, access_type)
+    report = run_sanity(make_shim(subvolume_box), cluster.make_node(), tmp_path, access_type)
     record_property("summary", f"csi-sanity, {access_type}: {report}")
     assert not report.failed, "\n\n".join(f"{name}: {text}" for name, text in report.failed.items())
     assert set(report.skipped) == set(NOT_OFFERED)

@@ -12,6 +12,7 @@ from typing import cast
 
 import grpc
 import pytest
+import yaml
 
 from rds_csi.cli import parser, read
 from rds_csi.settings import ControllerSettings, NodeSettings
@@ -23,6 +24,10 @@ NEEDED = ["controller", "--rds-address", "10.0.0.5", "--rds-host-key", "/etc/rds
 
 def controller(*argv: str, **environment: str) -> ControllerSettings:
     return cast("ControllerSettings", read([*NEEDED, *argv], environment)[0])
+
+
+def node(*argv: str, **environment: str) -> NodeSettings:
+    return cast("NodeSettings", read(["node", *argv], {"NODE_ID": "node-a", **environment})[0])
 
 
 def refused(capsys: pytest.CaptureFixture[str], argv: list[str], environment: dict[str, str] | None = None) -> str:
@@ -49,14 +54,15 @@ def test_flags_of_the_go_driver_work_with_and_without_equals_sign() -> None:
 
 def test_environment_of_the_go_drivers_manifests_works() -> None:
     settings = controller(CSI_ENDPOINT="unix:///csi/csi.sock", NODE_ID="node-a", RDS_PORT="2222", RDS_VOLUME_BASE_PATH="/pool/csi")
-    assert (settings.endpoint, settings.node_id, settings.rds_port) == ("unix:///csi/csi.sock", "node-a", 2222)
+    assert (settings.endpoint, settings.rds_port) == ("unix:///csi/csi.sock", 2222)
+    assert node(NODE_ID="node-b", CSI_MANAGED_NQN_PREFIX="nqn.2024-01.io.test:v-").managed_nqn_prefix == "nqn.2024-01.io.test:v-"
     assert settings.rds_volume_base_path == "/pool/csi"
 
 
 def test_own_variable_comes_before_the_go_drivers_and_the_command_line_before_both() -> None:
-    environment = {"RDS_CSI_NODE_ID": "own", "NODE_ID": "go"}
-    assert controller(**environment).node_id == "own"
-    assert controller("--node-id", "line", **environment).node_id == "line"
+    environment = {"RDS_CSI_ENDPOINT": "/own", "CSI_ENDPOINT": "/go"}
+    assert controller(**environment).endpoint == "/own"
+    assert controller("--endpoint", "/line", **environment).endpoint == "/line"
 
 
 def test_empty_variable_counts_as_not_set() -> None:
@@ -78,7 +84,7 @@ def test_every_flag_can_be_given_as_an_environment_variable_and_help_says_how(
         parser({}).parse_args([command, "--help"])
     text = capsys.readouterr().out
     flags = set(re.findall(r"^  --([a-z-]+)", text, re.MULTILINE))
-    assert {"endpoint", "node-id", "driver-name", "metrics-address", "drain-timeout", "log-level", "log-format"} <= flags
+    assert {"endpoint", "driver-name", "metrics-address", "drain-timeout", "log-level", "log-format"} <= flags
     for flag in flags:
         assert f"RDS_CSI_{flag.replace('-', '_').upper()}" in text
 
@@ -87,7 +93,6 @@ def test_every_flag_can_be_given_as_an_environment_variable_and_help_says_how(
     ("flag", "value"),
     [
         ("--endpoint", "http://x"),
-        ("--node-id", "Node_A"),
         ("--driver-name", "-x"),
         ("--metrics-address", "9809"),
         ("--drain-timeout", "soon"),
@@ -120,10 +125,6 @@ def test_node_needs_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert type(read(["node"], {"NODE_ID": "node-a"})[0]) is NodeSettings
 
 
-def node(*argv: str) -> NodeSettings:
-    return cast("NodeSettings", read(["node", "--node-id=node-a", *argv], {})[0])
-
-
 def test_kubelet_is_told_the_path_of_the_endpoint_unless_it_sees_another() -> None:
     assert node("--endpoint=unix:///csi/csi.sock").kubelet_registration_path == "/csi/csi.sock"
     seen = "/var/lib/kubelet/plugins/x/csi.sock"
@@ -143,9 +144,14 @@ def test_registration_can_be_left_to_node_driver_registrar() -> None:
         ("--plugin-registration-path=registry", "--plugin-registration-path"),
         ("--kubelet-registration-path=csi.sock", "--kubelet-registration-path"),
         (f"--plugin-registration-path=/{'x' * 100}", "at most 107 bytes"),
+        ("--node-id=Node_A", "--node-id"),
+        ("--kubelet-root-dir=kubelet", "--kubelet-root-dir"),
+        ("--managed-nqn-prefix=", "CSI_MANAGED_NQN_PREFIX"),
+        ("--session-interval=0", "--session-interval"),
+        ("--orphan-session-grace=soon", "--orphan-session-grace"),
     ],
 )
-def test_registration_that_cannot_work_is_refused(capsys: pytest.CaptureFixture[str], argument: str, named: str) -> None:
+def test_what_a_node_cannot_work_with_is_refused(capsys: pytest.CaptureFixture[str], argument: str, named: str) -> None:
     assert named in refused(capsys, ["node", "--node-id=node-a", argument])
 
 
@@ -161,9 +167,24 @@ def test_process_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def write_kubeconfig(file: Path, server: str) -> Path:
+    cluster = {"name": "c", "cluster": {"server": server}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    user = {"name": "u", "user": {"token": "t"}}
+    document = {"apiVersion": "v1", "kind": "Config", "current-context": "c"}
+    file.write_text(yaml.safe_dump({**document, "clusters": [cluster], "contexts": [context], "users": [user]}))
+    return file
+
+
 def test_node_process_serves_until_sigterm(tmp_path: Path) -> None:
     socket = tmp_path / "csi.sock"
-    where = [f"--endpoint={socket}", f"--plugin-registration-path={tmp_path}", "--metrics-address=127.0.0.1:0"]
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "https://127.0.0.1:9")
+    where = [
+        f"--kubeconfig={kubeconfig}",
+        f"--endpoint={socket}",
+        f"--plugin-registration-path={tmp_path}",
+        "--metrics-address=127.0.0.1:0",
+    ]
     command = [sys.executable, "-m", "rds_csi", "node", "--node-id=node-a", *where]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={}) as process:
         try:
@@ -179,4 +200,10 @@ def test_node_process_serves_until_sigterm(tmp_path: Path) -> None:
             process.kill()
     assert process.returncode == 0
     assert '"message": "draining"' in errors
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [kubeconfig]
+    assert "node not checked yet" in errors, "nobody answers there, and it serves all the same"
+
+
+def test_controller_serves_no_node_service_whatever_the_go_drivers_manifests_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--node-id" in refused(capsys, [*NEEDED, "--node-id=node-a"])
+    assert not hasattr(controller(NODE_ID="node-a"), "node_id")

@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry
 import rds_csi.cli
 import rds_operator.cli
 from rds_csi.metrics import BoxLink, ShimMetrics
+from rds_csi.node.metrics import NodeGauges, NodeMetrics
+from rds_csi.node.node_events import NodeReason
 from rds_csi.parameters import ALLOWED, IGNORED, parse_parameters, publish_context, volume_context
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
@@ -202,15 +204,43 @@ def shim_registry() -> CollectorRegistry:
     return metrics.registry
 
 
-@pytest.mark.parametrize("process", ["Operator", "Shim"])
+def node_gauges() -> dict[str, set[str]]:
+    """Return the labels of every gauge of a node by its name."""
+    return {family.name: set(family._labelnames) for family in NodeGauges("node-a", tuple, dict, int).describe()}  # type: ignore[attr-defined]
+
+
+def registry(process: str) -> CollectorRegistry:
+    match process:
+        case "Operator":
+            return OperatorMetrics(RecordMemory()).registry
+        case "Shim":
+            return shim_registry()
+        case _:
+            return NodeMetrics().registry
+
+
+@pytest.mark.parametrize("process", ["Operator", "Shim", "Node"])
 def test_metrics_lists_every_metric_with_its_type_and_labels(process: str) -> None:
     documented = {}
     for names, kind, labels, meaning in tables("metrics.md")[process]:
         for name in code(names):
             documented[name] = (kind, set(code(labels.split(":")[0])))
         assert meaning
-    registry = OperatorMetrics(RecordMemory()).registry if process == "Operator" else shim_registry()
-    assert documented == families(registry)
+    assert documented == families(registry(process))
+
+
+def test_metrics_lists_every_gauge_of_a_node_with_its_labels() -> None:
+    documented = {}
+    for names, labels, _meaning in tables("metrics.md")["The node now"]:
+        documented.update({name: set(code(labels.split(":")[0])) for name in code(names)})
+    assert documented == node_gauges()
+
+
+def test_metrics_lists_every_event_of_a_node_with_its_type() -> None:
+    listed = {name: kind for names, kind, _ in tables("metrics.md")["Events"] for name in code(names)}
+    # Two are told in the text below: they are about no volume.
+    told = {reason: reason.type for reason in NodeReason if not reason.startswith("Orphan")}
+    assert told.items() <= listed.items()
 
 
 def box_metrics() -> dict[str, set[str]]:
@@ -236,7 +266,8 @@ def test_metrics_lists_every_gauge_of_the_box_with_its_labels() -> None:
 
 
 def test_every_metric_that_a_document_names_exists() -> None:
-    known = set(families(shim_registry())) | set(families(OperatorMetrics(RecordMemory()).registry)) | set(box_metrics())
+    counted = {name for process in ("Operator", "Shim", "Node") for name in families(registry(process))}
+    known = counted | set(box_metrics()) | set(node_gauges())
     series = known | {f"{name}_{suffix}" for name in known for suffix in ("bucket", "sum", "count")}
     named = {(path.name, name) for path in DOCUMENTS for name in re.findall(r"\b(?:rds_)?csi_[a-z0-9_]+", path.read_text())}
     assert {(path, name) for path, name in named if name not in series and name != "rds_csi"} == set()

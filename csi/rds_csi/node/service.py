@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +45,9 @@ class NodeService(csi_pb2_grpc.NodeServicer):
     prefix: str = DEFAULT_MANAGED_PREFIX
     """What the NQNs of our subsystems begin with; nothing else is connected or disconnected."""
 
+    refuse_unknown_node: Callable[[], None] = lambda: None
+    """Raises FailedPrecondition where there is no Node called ``node_id``."""
+
     clock: Clock = field(default_factory=Clock)
     locks: VolumeLocks = field(default_factory=VolumeLocks)
     host: Host = field(init=False)
@@ -62,7 +65,8 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         )
 
     async def NodeGetInfo(self, request: Any, context: Any) -> csi_pb2.NodeGetInfoResponse:  # noqa: ARG002, N802
-        """Return the node's id and the zone; no limit of volumes."""
+        """Return the node's id and the zone; no limit of volumes. An id that is no Node's is not given to the kubelet."""
+        self.refuse_unknown_node()
         return csi_pb2.NodeGetInfoResponse(node_id=self.node_id, accessible_topology=csi_pb2.Topology(segments=TOPOLOGY))
 
     async def NodeStageVolume(  # noqa: N802

@@ -82,3 +82,15 @@ def test_address_is_host_and_port(text: str, host: str | None, port: int) -> Non
 def test_other_addresses_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no HOST:PORT"):
         parse_address(text)
+
+
+async def test_what_goes_before_a_scrape_is_seen_by_it() -> None:
+    registry = CollectorRegistry()
+    looks = Counter("looks_total", "Looks", registry=registry)
+
+    async def look() -> None:
+        looks.inc()
+
+    async with serve(LOCAL, registry, fine, look) as address:
+        assert "looks_total 1.0" in (await get(address, "/metrics"))[2]
+        assert "looks_total 2.0" in (await get(address, "/metrics"))[2]
