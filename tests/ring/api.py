@@ -77,6 +77,7 @@ class Api:
 
     def __init__(self, server: str, tls: ssl.SSLContext, token: str | None = None, *, timeout: float = 30.0) -> None:
         self.server = server
+        self._tls = tls
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout = timeout
         self._pool = urllib3.PoolManager(ssl_context=tls, retries=False, maxsize=32, timeout=urllib3.Timeout(timeout))
@@ -94,6 +95,12 @@ class Api:
                 tls.load_cert_chain(pair.name)
         return cls(cluster["server"], tls, user.get("token"), timeout=timeout)
 
+    def at(self, server: str) -> Self:
+        """Return the same user's client of another server under the same authority."""
+        other = type(self)(server, self._tls, timeout=self._timeout)
+        other._headers = self._headers
+        return other
+
     def request(
         self,
         method: str,
@@ -110,8 +117,22 @@ class Api:
             ApiError: the API server refused it.
             Unreachable: there was no answer.
         """
+        data = self._send(method, path, body, query, content_type, timeout)
+        try:
+            result = json.loads(data)
+        except ValueError:
+            return {"text": data.decode(errors="replace")}
+        return result if isinstance(result, dict) else {"items": result}
+
+    def text(self, method: str, path: str, *, query: Mapping[str, object] | None = None, timeout: float | None = None) -> str:
+        """Send one request, once, and return the answer as it is; raises as ``request`` does."""
+        return self._send(method, path, None, query, "application/json", timeout).decode(errors="replace")
+
+    def _send(
+        self, method: str, path: str, body: object, query: Mapping[str, object] | None, content_type: str, timeout: float | None
+    ) -> bytes:
         target = f"{self.server}{path}" + (f"?{urlencode(query)}" if query else "")
-        headers = {**self._headers, "Accept": "application/json", "Content-Type": content_type}
+        headers = {**self._headers, "Accept": "application/json, */*;q=0.5", "Content-Type": content_type}
         payload = None if body is None else json.dumps(body).encode()
         try:
             answer = self._pool.request(
@@ -121,11 +142,7 @@ class Api:
             raise Unreachable(f"{method} {path}: {error}") from error
         if not 200 <= answer.status < 300:
             raise ApiError(method, path, answer.status, answer.data)
-        try:
-            result = json.loads(answer.data)
-        except ValueError:
-            return {"text": answer.data.decode(errors="replace")}
-        return result if isinstance(result, dict) else {"items": result}
+        return bytes(answer.data)
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> Object:
         return self.request("GET", path_of(kind, name, namespace))

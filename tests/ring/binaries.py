@@ -65,6 +65,7 @@ BINARIES = {
         Binary("kube-apiserver", "controlplane", "k8s.io/kubernetes/cmd/kube-apiserver"),
         Binary("kube-controller-manager", "controlplane", "k8s.io/kubernetes/cmd/kube-controller-manager"),
         Binary("kubectl", "controlplane", "k8s.io/kubernetes/cmd/kubectl"),
+        Binary("kubelet", "controlplane", "k8s.io/kubernetes/cmd/kubelet"),
         Binary("csi-attacher", "csitools", "github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher"),
         Binary("csi-provisioner", "csitools", "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner"),
         Binary("csi-sanity", "csitools", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"),
@@ -87,6 +88,7 @@ SIDECARS = (
     "csi-sanity",
 )
 QUERIES = ("promql",)
+NODES = ("kubelet",)
 LATER = ("kwok",)
 
 
@@ -115,7 +117,7 @@ def exclusive(cache: Path, name: str, console: Console) -> Iterator[None]:
 
 
 def ensure(
-    names: Iterable[str] = (*CONTROL_PLANE, *SIDECARS, *QUERIES),
+    names: Iterable[str] = (*CONTROL_PLANE, *SIDECARS, *QUERIES, *NODES),
     *,
     environ: Mapping[str, str] = os.environ,
     console: Console | None = None,

@@ -37,13 +37,20 @@ class StaticVolume:
 class Cluster:
     """One namespace and the cluster-scoped objects of one test."""
 
-    def __init__(self, api: Api, kubelet: Kubelet) -> None:
+    def __init__(self, api: Api, kubelet: Kubelet | None = None) -> None:
+        """``kubelet`` plays the nodes that this test makes; there is none where nodes are real."""
         self.api = api
-        self.kubelet = kubelet
+        self._kubelet = kubelet
         self.tag = secrets.token_hex(4)
         self.namespace = f"test-{self.tag}"
         self._made: list[tuple[str, str, str | None]] = []
         self._make("Namespace", {"metadata": {"name": self.namespace}})
+
+    @property
+    def kubelet(self) -> Kubelet:
+        """The played kubelets."""
+        assert self._kubelet is not None, "the nodes are real"
+        return self._kubelet
 
     def name(self, stem: str) -> str:
         """Return a name that no other test uses."""
@@ -420,7 +427,8 @@ class Cluster:
                 self.api.delete(kind, name, namespace)
         for handle in handles - {None}:
             self.forget(handle)
-        self.kubelet.silent -= nodes
+        if self._kubelet is not None:
+            self._kubelet.silent -= nodes
 
     def forget(self, handle: str) -> None:
         """Remove the record of a volume, if there is one, finalizers or not."""

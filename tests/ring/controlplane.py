@@ -16,7 +16,7 @@ from tests.ring.api import Api, ApiError, Object, Unreachable
 from tests.ring.audit import POLICY
 from tests.ring.binaries import CONTROL_PLANE, ensure
 from tests.ring.certificates import Authority, write_key
-from tests.ring.processes import LOOPBACK, Process, free_port
+from tests.ring.processes import LOOPBACK, LOOPBACK_FROM_GUESTS, Process, free_port
 
 ISSUER = "https://kubernetes.default.svc"
 TOKEN_SECONDS = 24 * 3600
@@ -59,7 +59,7 @@ class ControlPlane:
         self.authority = Authority(folder / "pki")
         self._port = free_port()
         self.url = f"https://{LOOPBACK}:{self._port}"
-        self.kubeconfig = self._write_admin_kubeconfig()
+        self.kubeconfig = self.kubeconfig_of("ring-admin", "system:masters")
         self.api = Api.from_kubeconfig(self.kubeconfig)
         etcd_port = free_port()
         self.etcd = self._etcd(etcd_port)
@@ -112,13 +112,16 @@ class ControlPlane:
         """Return a client that acts as a ServiceAccount."""
         return Api.from_kubeconfig(self.kubeconfig_for(namespace, name, through=through), timeout=timeout)
 
-    def _write_admin_kubeconfig(self) -> Path:
-        certificate, key = self.authority.client("ring-admin", "system:masters")
-        user = {
+    def kubeconfig_of(self, user: str, group: str, *, through: Gateway | None = None) -> Path:
+        """Write a kubeconfig that makes its holder a user in a group, with a client certificate."""
+        certificate, key = self.authority.client(user, group)
+        credentials = {
             "client-certificate-data": base64.b64encode(certificate.read_bytes()).decode(),
             "client-key-data": base64.b64encode(key.read_bytes()).decode(),
         }
-        return self._write_kubeconfig(self.folder / "admin.kubeconfig", self.url, "default", user)
+        return self._write_kubeconfig(
+            self.folder / f"{user}.kubeconfig", through.url if through else self.url, "default", credentials
+        )
 
     def _write_kubeconfig(self, file: Path, server: str, namespace: str, user: dict[str, str]) -> Path:
         config: Object = {
@@ -161,7 +164,8 @@ class ControlPlane:
         return Process("etcd", argv, self.logs / "etcd.log", ready=lambda: answers(f"{client}/health"))
 
     def _apiserver(self, etcd_port: int) -> Process:
-        certificate, key = self.authority.server("kube-apiserver", [LOOPBACK, "10.0.0.1"], ["localhost", "kubernetes.default.svc"])
+        addresses = [LOOPBACK, "10.0.0.1", LOOPBACK_FROM_GUESTS]
+        certificate, key = self.authority.server("kube-apiserver", addresses, ["localhost", "kubernetes.default.svc"])
         signing = ec.generate_private_key(ec.SECP256R1())
         private = write_key(self.folder / "pki" / "service-accounts.key", signing)
         public = self.folder / "pki" / "service-accounts.pub"

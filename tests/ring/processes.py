@@ -19,6 +19,8 @@ from weakref import WeakSet
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 LOOPBACK = "127.0.0.1"
+LOOPBACK_FROM_GUESTS = "10.0.2.2"
+"""This machine's loopback interface as a guest sees it (QEMU's user network)."""
 
 # The parent-death signal fires when the *thread* that forked ends, so every child is forked by this one thread, which lives as long
 # as the interpreter.

@@ -9,16 +9,23 @@ from pathlib import Path
 import pytest
 
 from tests import logs
+from tests.ring.binaries import CONTROL_PLANE, SIDECARS, ensure
+from tests.ring.binaries import NODES as NODE_BINARIES
+from tests.ring.controlplane import ControlPlane
+from tests.ring.installation import install
 from tests.ring.processes import known_processes
-from tests.vm.guests import Guest, Guests, known_guest_processes
+from tests.vm.cluster import RealCluster
+from tests.vm.guests import Guest, Guests, Link, known_guest_processes
 from tests.vm.kernel import NotMade, bootable
+from tests.vm.kubelets import KUBELET_PORT, NodeKubelet
+from tests.vm.node_plugin import CSI_PORT, METRICS_PORT, NodePlugin
 from tests.vm.packages import PackagesMissing
 
 HERE = Path(__file__).parent
 SSH_PORT = 22
-KUBELET_PORT = 10250
-CSI_PORT = 9000
-METRICS_PORT = 9810
+NODES = ("node-a", "node-b")
+TIMEOUT = 900
+"""Seconds for one test, the boot of what it is the first to need included, on a machine that has much else to do."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -27,6 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("guests")
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -37,6 +46,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # The tests that need it fail with what was wrong; those that do not, run.
     with capture.global_and_fixture_disabled(), contextlib.suppress(PackagesMissing, NotMade):
         bootable()
+        if any("plane" in getattr(item, "fixturenames", ()) for item in session.items):
+            ensure((*CONTROL_PLANE, *SIDECARS, *NODE_BINARIES))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -54,7 +65,7 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest
     """The guests, by name: ``box``, a target, and the initiators ``node-a`` and ``node-b``."""
     with Guests(tmp_path_factory.mktemp("guests")) as guests:
         made = [guests.target("box", forwards=[SSH_PORT])]
-        made += [guests.initiator(name, forwards=[KUBELET_PORT, CSI_PORT, METRICS_PORT]) for name in ("node-a", "node-b")]
+        made += [guests.initiator(name, forwards=[KUBELET_PORT, CSI_PORT, METRICS_PORT]) for name in NODES]
         guests.start()
         yield {guest.name: guest for guest in made}
 
@@ -62,21 +73,74 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest
 @pytest.fixture
 def target(guests: dict[str, Guest]) -> Guest:
     """The guest with nvmet and the disk."""
-    return running(guests["box"])
+    return sound(guests["box"])
 
 
 @pytest.fixture
 def node_a(guests: dict[str, Guest]) -> Guest:
     """An initiator."""
-    return running(guests["node-a"])
+    return sound(guests["node-a"])
 
 
 @pytest.fixture
 def node_b(guests: dict[str, Guest]) -> Guest:
     """Another initiator."""
-    return running(guests["node-b"])
+    return sound(guests["node-b"])
 
 
-def running(guest: Guest) -> Guest:
-    """Return a guest that runs, whatever a test before has done to it."""
-    return guest if guest.running else guest.start()
+def sound(guest: Guest) -> Guest:
+    """Return a guest that runs and whose cables are plugged in, whatever a test before has done to it."""
+    if not guest.running:
+        return guest.start()
+    guest.thaw()
+    for link in Link:
+        guest.set_link(link, up=True)
+    return guest
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """The control plane, with everything that ``manifests/`` ships."""
+    with ControlPlane(tmp_path_factory.mktemp("plane")) as plane:
+        install(plane)
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def all_plugins(guests: dict[str, Guest], plane: ControlPlane) -> dict[str, NodePlugin]:
+    """``rds-csi node`` of both nodes; ask for ``plugins``."""
+    return {name: NodePlugin(guests[name], plane) for name in NODES}
+
+
+@pytest.fixture(scope="session")
+def all_kubelets(guests: dict[str, Guest], plane: ControlPlane) -> dict[str, NodeKubelet]:
+    """The kubelets of both nodes; ask for ``kubelets``."""
+    return {name: NodeKubelet(guests[name], plane) for name in NODES}
+
+
+@pytest.fixture
+def plugins(node_a: Guest, node_b: Guest, all_plugins: dict[str, NodePlugin]) -> dict[str, NodePlugin]:
+    """``rds-csi node`` by node, serving."""
+    for plugin in all_plugins.values():
+        if not plugin.process.running:
+            plugin.start()
+    return all_plugins
+
+
+@pytest.fixture
+def kubelets(node_a: Guest, node_b: Guest, all_kubelets: dict[str, NodeKubelet]) -> dict[str, NodeKubelet]:
+    """The kubelets by node, every Node Ready."""
+    for kubelet in all_kubelets.values():
+        if not (kubelet.containerd.running and kubelet.kubelet.running):
+            kubelet.launch()
+    for kubelet in all_kubelets.values():
+        kubelet.wait_ready()
+    return all_kubelets
+
+
+@pytest.fixture
+def cluster(plane: ControlPlane, kubelets: dict[str, NodeKubelet]) -> Iterator[RealCluster]:
+    """This test's own claims, pods and records on the real nodes; they are removed afterwards."""
+    cluster = RealCluster(plane.api, kubelets)
+    yield cluster
+    cluster.clean_up()

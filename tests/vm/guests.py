@@ -30,9 +30,6 @@ from tests.ring.sidecars import socket_path
 from tests.vm.kernel import bootable
 
 ROOT = Path(__file__).parents[2]
-HOST = "10.0.2.2"
-"""The host's loopback interface, seen from a guest."""
-
 SHARE = Path("/share")
 """Where guests see ``Guests.share``; both sides see the other's writes at once."""
 

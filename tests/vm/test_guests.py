@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.ring.processes import LOOPBACK_FROM_GUESTS
 from tests.ring.waiting import eventually
-from tests.vm.guests import HOST, ROOT, Guest, NoAnswer, ScriptFailed
+from tests.vm.guests import ROOT, Guest, NoAnswer, ScriptFailed
 from tests.vm.nvmet import Export
 
 BLOCK = 4096
@@ -128,7 +129,7 @@ def test_the_shared_folder_shows_both_sides_the_other_s_writes(node_a: Guest, no
 
 def test_a_guest_reaches_a_server_on_the_host_s_loopback_interface(node_a: Guest) -> None:
     port = node_a.ports[7000]
-    node_a.sh(f"exec 3<> /dev/tcp/{HOST}/{port}")
+    node_a.sh(f"exec 3<> /dev/tcp/{LOOPBACK_FROM_GUESTS}/{port}")
 
 
 def test_a_script_that_fails_says_what_it_said(node_a: Guest) -> None:
