@@ -106,8 +106,12 @@ def leaving_overdue(handle: str, window: Window, elapsed: timedelta, detail: str
 
 def out_of_service(window: Window) -> str:
     """Return what frees the volumes of the node that should leave where it is down, or that the VM may be running there."""
-    node = leaving_node(window)
-    if window.live_node in {None, node}:
+    return power_off(leaving_node(window) or "", window.live_node)
+
+
+def power_off(node: str, live_node: str | None) -> str:
+    """Return how a node that is down is taken out of service, or that the VM may be running there."""
+    if live_node in {None, node}:
         return f"where node {node} is down, it may be powered off only once it is certain that the VM does not run there"
     return (
         f"if node {node} is down, power it off for certain and then `kubectl taint nodes {node} "

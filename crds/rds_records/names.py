@@ -111,6 +111,14 @@ def volume_attachment_name(handle: str, node: str, driver: str = DRIVER_NAME) ->
     return f"csi-{hashlib.sha256(f'{handle}{driver}{node}'.encode()).hexdigest()}"
 
 
+def unique_volume_name(handle: str, driver: str = DRIVER_NAME) -> str:
+    """Return the name under which a Node's ``volumesInUse`` and ``volumesAttached`` have the volume.
+
+    Source: kubernetes, pkg/volume/csi/csi_plugin.go, ``GetVolumeName``, and pkg/volume/util, ``GetUniqueVolumeName``.
+    """
+    return f"kubernetes.io/csi/{driver}^{handle}"
+
+
 def attacher_finalizer(driver: str = DRIVER_NAME) -> str:
     """Return the finalizer that csi-attacher puts on a VolumeAttachment before it publishes.
 

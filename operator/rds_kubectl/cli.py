@@ -16,8 +16,12 @@ from typing import Any, Final, TextIO
 from rds_kubectl.connection import Access, NoConnection, connect
 from rds_kubectl.migration_rows import HEADINGS, changes, recent
 from rds_kubectl.reading import NoRecords, Reader, no_records
+from rds_kubectl.releasing import facts_about, release
+from rds_kubectl.resolving import NotOneVolume, resolve
 from rds_kubectl.status_page import Status
+from rds_kubectl.volume_page import Page
 from rds_kubectl.watching import follow
+from rds_kubectl.world import volumes_of_driver
 from rds_process.options import duration
 from rds_process.tables import table
 from rds_records.kubernetes_api import ApiError, KubernetesApi
@@ -37,6 +41,16 @@ do about it. Reads the records, Kubernetes and KubeVirt through the API server, 
 
 EPILOG: Final = """\
 Exit status: 0 done, 1 not done or not readable, 2 wrong options, 3 something is wrong (only with --exit-status).
+"""
+
+
+NAME: Final = "the volume handle, the PersistentVolume, or the claim, as NAMESPACE/CLAIM or CLAIM"
+
+RELEASE: Final = """\
+Deletes the VolumeAttachment of the volume on the node, so that csi-attacher detaches it and another node may have it. Only where
+the node is proven out: there is no such Node; or it is not Ready and marked out of service, which is only for nodes without power;
+or it is Ready and neither a pod there, nor its kubelet, nor the attach/detach controller has the volume; or the fence is on.
+Otherwise it says why not, and what to do instead, and ends with 1.
 """
 
 
@@ -131,6 +145,26 @@ def _one_change(cells: Sequence[str], at: str) -> str:
     return "  ".join(part for part in parts if part)
 
 
+async def volume(run: Invocation) -> int:
+    """Show everything about one volume."""
+    reader = run.reader()
+    world = await reader.world()
+    one = resolve(volumes_of_driver(world), run.given.name, run.namespace, world)
+    run.say(Page(one, await reader.around(one), world))
+    return DONE
+
+
+async def release_node(run: Invocation) -> int:
+    """Delete the VolumeAttachment of a volume on a node, where that is proven safe."""
+    reader = run.reader()
+    world = await reader.world()
+    one = resolve(volumes_of_driver(world), run.given.name, run.namespace, world)
+    facts = await facts_about(reader, world, one, run.given.node)
+    done = await release(run.api, facts, one, dry_run=run.given.dry_run)
+    run.say(done)
+    return DONE if done.done else NOT_DONE
+
+
 Command = Callable[[Invocation], Awaitable[int]]
 
 
@@ -157,6 +191,12 @@ def parser() -> argparse.ArgumentParser:
     one = command("migrations", migrations, "open and recent migrations, from the records")
     one.add_argument("-w", "--watch", action="store_true", help="go on, and print each change")
     one.add_argument("--since", type=duration, default=86_400.0, metavar="TIME", help="those that ended since then [default: 24h]")
+    one = command("volume", volume, "one volume: record, PV, claim, VM, pods, attachments, migrations, Events")
+    one.add_argument("name", metavar="NAME", help=NAME)
+    one = command("release", release_node, "detach a volume from a node that is proven out", RELEASE)
+    one.add_argument("name", metavar="VOLUME", help=NAME)
+    one.add_argument("node", metavar="NODE", help="the name of the Node")
+    one.add_argument("--dry-run", action="store_true", help="say what would be done; the API server checks it and changes nothing")
     return flags
 
 
@@ -196,7 +236,7 @@ async def run(given: argparse.Namespace, out: TextIO, err: TextIO) -> int:
         api, namespace = await connect(access)
         async with api:
             return int(await given.act(Invocation(given, api, namespace, out, err)))
-    except (NoConnection, NoRecords, ApiError) as error:
+    except (NoConnection, NoRecords, NotOneVolume, ApiError) as error:
         print(f"kubectl rds: {error}", file=err)
         return NOT_DONE
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from rds_kubectl.world import ATTACHMENTS, LEASE, NODES, RECORDS, VOLUMES, Trouble, World
+from rds_kubectl.volume_page import Around, event_time
+from rds_kubectl.world import ATTACHMENTS, LEASE, NODES, RECORDS, VOLUMES, Trouble, Volume, World
 from rds_records.clock import ServerClock
 from rds_records.kubernetes_api import ApiError, ObjectNotFound, RequestRefused
+from rds_records.kubevirt_objects import GROUP_VERSION, VMI_KIND, pod_view
 from rds_records.names import DRIVER_NAME
-from rds_records.record import Record
+from rds_records.record import ObjectReference, Record
 from rds_records.store import COLLECTION
 
 VOLUMES_PATH: Final = "/api/v1/persistentvolumes"
@@ -105,6 +108,55 @@ class Reader:
             driver=self.driver,
             installation=self.installation,
         )
+
+    async def around(self, volume: Volume) -> Around:
+        """Return what stands around one volume: claim, pods, VM, its migrations, Events."""
+        before = len(self.troubles)
+        claim, vmi = volume.claim, vmi_of(volume.record)
+        pods, body, instance, migrations, events = await asyncio.gather(
+            self._pods_of(claim),
+            self._object("persistentvolumeclaim", "/api/v1", "persistentvolumeclaims", claim),
+            self._object("virtualmachineinstance", GROUP_VERSION, "virtualmachineinstances", vmi),
+            self._migrations_of(vmi),
+            self._events_of(("PersistentVolumeClaim", claim), (VMI_KIND, vmi)),
+        )
+        return Around(body, pods, instance, migrations, events, tuple(self.troubles[before:]))
+
+    async def _object(self, what: str, group: str, plural: str, one: ObjectReference | None) -> dict[str, Any] | None:
+        if one is None:
+            return None
+        return await self.attempt(what, self.api.get(f"{group}/namespaces/{one.namespace}/{plural}/{one.name}"))
+
+    async def _pods_of(self, claim: ObjectReference | None) -> tuple[dict[str, Any], ...]:
+        if claim is None:
+            return ()
+        found = await self.items("pods", f"/api/v1/namespaces/{claim.namespace}/pods") or ()
+        return tuple(body for body in found if claim.name in pod_view(body).claims)
+
+    async def _migrations_of(self, vmi: ObjectReference | None) -> tuple[dict[str, Any], ...]:
+        if vmi is None:
+            return ()
+        path = f"{GROUP_VERSION}/namespaces/{vmi.namespace}/virtualmachineinstancemigrations"
+        found = await self.items("virtualmachineinstancemigrations", path) or ()
+        ours = [body for body in found if (body.get("spec") or {}).get("vmiName") == vmi.name]
+        return tuple(sorted(ours, key=lambda body: str(body["metadata"]["creationTimestamp"])))
+
+    async def _events_of(self, *about: tuple[str, ObjectReference | None]) -> tuple[dict[str, Any], ...]:
+        found: list[dict[str, Any]] = []
+        for kind, one in about:
+            if one is None:
+                continue
+            selector = {"fieldSelector": f"involvedObject.kind={kind},involvedObject.name={one.name}"}
+            found += await self.items("events", f"/api/v1/namespaces/{one.namespace}/events", selector) or ()
+        return tuple(sorted(found, key=lambda event: event_time(event) or datetime.min.replace(tzinfo=UTC)))
+
+
+def vmi_of(record: Record | None) -> ObjectReference | None:
+    """Return the VM that uses the volume, or that the open window is about."""
+    if record is None:
+        return None
+    window = record.status.migration
+    return record.status.vmi or (window.vmi if window else None)
 
 
 def lease_path(namespace: str, name: str = "rds-operator") -> str:

@@ -15,6 +15,7 @@ from tests.ring.installation import NAMESPACE
 from tests.ring.processes import Process
 
 VIEWER = "rds-csi-viewer"
+RELEASER = "rds-csi-releaser"
 
 
 class Plugin:

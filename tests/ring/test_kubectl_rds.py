@@ -6,13 +6,16 @@ import json
 
 import pytest
 
+from rds_records.record import Condition
 from tests.ring.cluster import Cluster, StaticVolume
 from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator
 from tests.ring.installation import NAMESPACE
-from tests.ring.plugin import VIEWER, Plugin, through_kubectl
+from tests.ring.kubevirt import KubeVirt
+from tests.ring.plugin import RELEASER, VIEWER, Plugin, through_kubectl
+from tests.ring.processes import Process
 from tests.ring.proxy import Proxy
-from tests.ring.records import attach_to, detach_from, make_record, migrate
+from tests.ring.records import attach_to, change, detach_from, make_record, migrate, seconds_ago
 from tests.ring.waiting import eventually
 
 RECORDS_ONLY = "ring-records-only"
@@ -135,6 +138,136 @@ def told(log: str, volume: StaticVolume) -> list[str]:
     """Return the states that a watch has printed of a volume."""
     rows = [json.loads(line) for line in log.splitlines() if line.startswith("{") and line.endswith("}")]
     return [row["state"] for row in rows if row["volume"] == volume.handle]
+
+
+# Volume
+
+
+@pytest.mark.usefixtures("attacher", "provisioner", "operator")
+def test_the_page_of_a_volume_has_all_that_stands_around_it(viewer: Plugin, kubevirt: KubeVirt) -> None:
+    cluster = kubevirt.cluster
+    node, other = cluster.make_node(), cluster.make_node()
+    claim = cluster.make_claim(cluster.make_storage_class())
+    cluster.wait_bound(claim)
+    vm = kubevirt.run("vm", claims=[claim], node=node)
+    kubevirt.migrate(vm, to=other).complete()
+    (handle,) = vm.handles
+    cluster.wait_event(claim, "MigrationEnded")
+    page = viewer.json("volume", f"{cluster.namespace}/{claim}")
+    assert (page["volume"], page["persistentVolumeClaim"]["metadata"]["name"]) == (handle, claim)
+    assert page["virtualMachineInstance"]["status"]["nodeName"] == other
+    assert [window["result"] for window in page["record"]["status"]["history"]] == ["Succeeded"]
+    assert [one["spec"]["nodeName"] for one in page["volumeAttachments"]] == [other]
+    assert vm.launcher.name in {pod["metadata"]["name"] for pod in page["pods"]}
+    assert {"MigrationStarted", "MigrationCompleted", "MigrationEnded"} <= {event["reason"] for event in page["events"]}
+    assert [one["status"]["phase"] for one in page["virtualMachineInstanceMigrations"]] == ["Succeeded"]
+    assert (page["findings"], page["unread"]) == ([], [])
+    assert f"runs on {other}" in viewer.page("volume", handle)
+
+
+def test_a_claim_is_looked_for_in_the_namespace_that_is_named(viewer: Plugin, cluster: Cluster, volume: StaticVolume) -> None:
+    assert volume.handle in viewer.page("volume", volume.claim, "-n", cluster.namespace)
+    done = viewer.run("volume", volume.claim)
+    assert (done.returncode, f"claim in namespace {NAMESPACE}" in done.stderr) == (1, True)
+
+
+# Release
+
+
+@pytest.fixture(scope="module")
+def releaser(installed: ControlPlane) -> Plugin:
+    return Plugin(installed, VIEWER, RELEASER)
+
+
+@pytest.fixture
+def held(cluster: Cluster, volume: StaticVolume, attacher: Process) -> tuple[StaticVolume, str]:
+    """A volume that csi-attacher has attached to a node, for a VolumeAttachment that nobody wants any more."""
+    node = cluster.make_node()
+    cluster.make_attachment(volume.pv, volume.handle, node)
+    cluster.wait_attached(volume.handle, node)
+    return volume, node
+
+
+def silence(cluster: Cluster, node: str, *, taint: str = "") -> None:
+    """Let the node say nothing of itself any more, as when it has no power, or no network."""
+    conditions = [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting"}]
+    cluster.api.patch("Node", node, {"status": {"conditions": conditions}}, subresource="status")
+    if taint:
+        cluster.api.patch("Node", node, {"spec": {"taints": [{"key": taint, "value": "nodeshutdown", "effect": "NoExecute"}]}})
+
+
+def released(plugin: Plugin, cluster: Cluster, held: tuple[StaticVolume, str]) -> str:
+    """Release a volume, and wait until csi-attacher and driver have done their part; return on what ground."""
+    volume, node = held
+    answer = plugin.json("release", volume.handle, node)
+    assert answer["released"], answer
+    cluster.wait_detached(volume.handle, node)
+    cluster.wait_nodes(volume.handle, [])
+    return str(answer["ground"])
+
+
+def refused(plugin: Plugin, cluster: Cluster, held: tuple[StaticVolume, str]) -> str:
+    """Ask for a release that must be refused; return on what ground."""
+    volume, node = held
+    answer = plugin.json("release", volume.handle, node, status=1)
+    assert not answer["released"]
+    cluster.wait_attached(volume.handle, node)
+    return str(answer["ground"])
+
+
+def test_a_node_that_is_ready_and_does_not_use_the_volume_is_released(
+    releaser: Plugin, cluster: Cluster, held: tuple[StaticVolume, str]
+) -> None:
+    assert released(releaser, cluster, held) == "NotUsed"
+    volume, node = held
+    assert "nothing to do: node" in releaser.page("release", volume.handle, node)
+
+
+def test_a_node_that_is_gone_is_released(releaser: Plugin, cluster: Cluster, held: tuple[StaticVolume, str]) -> None:
+    cluster.delete_node(held[1])
+    assert released(releaser, cluster, held) == "NodeGone"
+
+
+def test_a_silent_node_is_not_released_before_it_is_marked_out_of_service(
+    releaser: Plugin, cluster: Cluster, held: tuple[StaticVolume, str]
+) -> None:
+    silence(cluster, held[1])
+    assert refused(releaser, cluster, held) == "NodeNotReady"
+    silence(cluster, held[1], taint="node.kubernetes.io/out-of-service")
+    assert released(releaser, cluster, held) == "OutOfService"
+
+
+def test_a_silent_node_is_released_where_the_fence_is_on(
+    releaser: Plugin, cluster: Cluster, held: tuple[StaticVolume, str]
+) -> None:
+    silence(cluster, held[1])
+    fenced = Condition(type="Fenced", status="True", reason="Fenced", message="", last_transition_time=seconds_ago(0))
+    change(cluster, held[0].handle, lambda fresh: fresh.with_status(conditions=(*fresh.status.conditions, fenced)))
+    assert released(releaser, cluster, held) == "Fenced"
+
+
+def test_a_volume_is_not_released_from_under_a_pod(releaser: Plugin, cluster: Cluster, held: tuple[StaticVolume, str]) -> None:
+    volume, node = held
+    pod = cluster.launcher_pod(volume.claim, node)
+    cluster.wait_running(pod)
+    done = releaser.run("release", f"{cluster.namespace}/{volume.claim}", node)
+    assert done.returncode == 1
+    assert f"not released: node {node} is Ready and pod {cluster.namespace}/{pod} uses it there. Do: stop what made" in done.stdout
+    assert refused(releaser, cluster, held) == "InUse"
+
+
+def test_a_dry_run_changes_nothing(releaser: Plugin, cluster: Cluster, held: tuple[StaticVolume, str]) -> None:
+    volume, node = held
+    assert "would be released" in releaser.page("release", volume.handle, node, "--dry-run")
+    attachment = cluster.wait_attached(volume.handle, node)
+    assert "deletionTimestamp" not in attachment["metadata"]
+
+
+def test_whoever_only_looks_cannot_release(viewer: Plugin, cluster: Cluster, held: tuple[StaticVolume, str]) -> None:
+    volume, node = held
+    done = viewer.run("release", volume.handle, node)
+    assert (done.returncode, "cannot delete resource" in done.stderr) == (1, True)
+    cluster.wait_attached(volume.handle, node)
 
 
 # As kubectl runs it
