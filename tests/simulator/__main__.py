@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import tempfile
@@ -11,17 +12,23 @@ from pathlib import Path
 
 import asyncssh
 
+from tests.simulator.nvmet import Nvmet
 from tests.simulator.server import serve
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one (default)")
+    parser.add_argument("--listen", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=0, help="port; 0 takes a free one (default)")
+    parser.add_argument("--nvmet", action="store_true", help="export disks for real, through this machine's NVMe target (root)")
+    parser.add_argument("--pool", type=Path, help="folder for the state and the images' bytes, instead of --state")
+    parser.add_argument("--received", type=Path, help="file that gets every command line; beside the state by default")
     parser.add_argument("--state", type=Path, help="file that keeps disks, files and keys; without it nothing is kept")
     parser.add_argument("--user", default="metal-csi", help="the one user who may log in (default: %(default)s)")
     parser.add_argument("--user-key", type=Path, help="that user's public key; without it a key pair is made beside the state")
     parser.add_argument("--control", type=Path, help="unix socket on which switches are turned (JSON lines)")
+    parser.add_argument("--control-port", type=int, help="the same on a TCP port")
     parser.add_argument("--host-key-type", default="ssh-ed25519", choices=["ssh-ed25519", "ssh-rsa"])
     parser.add_argument("--switches", type=json.loads, default={}, help='switches at start, JSON: {"slot_limit": 32}')
     parser.add_argument("--announce", type=Path, help="file that gets port and host key (JSON) once the box listens")
@@ -51,6 +58,10 @@ async def run(options: argparse.Namespace) -> None:
         user_key=key,
         port=options.port,
         control=options.control,
+        control_port=options.control_port,
+        listen=options.listen,
+        received=options.received,
+        backend=Nvmet if options.nvmet else None,
         host_key_algorithm=options.host_key_type,
         switches=options.switches,
     ) as listening:
@@ -60,7 +71,7 @@ async def run(options: argparse.Namespace) -> None:
             os.replace(fresh, options.announce)  # noqa: PTH105
         else:
             identity = f" -i {private}" if private else ""
-            print(f"RouterOS simulator on 127.0.0.1:{listening.port}, host key {listening.host_key}")
+            print(f"RouterOS simulator on {options.listen}:{listening.port}, host key {listening.host_key}")
             print("Try it (Ctrl-C here stops it):")
             options_text = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o IdentitiesOnly=yes"
             target = f"-p {listening.port} {options.user}@127.0.0.1"
@@ -70,6 +81,10 @@ async def run(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     options = arguments()
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("tests.simulator").setLevel(logging.INFO)
+    if options.pool is not None:
+        options.state = options.pool / "box.json"
     with contextlib.ExitStack() as stack:
         if options.state is None:
             options.state = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rds-box-"))) / "box.json"

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import asyncssh
 
@@ -19,6 +19,19 @@ from tests.simulator.store import Store
 
 START_TIMEOUT = 20.0
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Program(Protocol):
+    """The box's process, wherever it runs."""
+
+    argv: list[str]
+
+    @property
+    def running(self) -> bool: ...
+    def start(self) -> object: ...
+    def stop(self) -> object: ...
+    def kill(self) -> object: ...
+    def output(self) -> str: ...
 
 
 class SimulatedBox:
@@ -39,6 +52,7 @@ class SimulatedBox:
         self.private_key = directory / "id_ed25519"
         self.state_file = directory / "box.json"
         self.log_file = directory / "box.log"
+        self.received_file = directory / "received"
         self._public_key = directory / "id_ed25519.pub"
         self._host_key_type = host_key_type
         self._first_switches = dict(switches)
@@ -47,9 +61,7 @@ class SimulatedBox:
         self._control_directory = Path(tempfile.mkdtemp(prefix="rds-box-"))
         self._control = self._control_directory / "control"
         self._announced = self._control_directory / "announced"
-        self._process = Process(
-            "RouterOS simulator", [], self.log_file, cwd=ROOT, ready=self._announced.exists, ready_timeout=START_TIMEOUT
-        )
+        self._process = self._make_process()
         if not self.private_key.exists():
             key = asyncssh.generate_private_key("ssh-ed25519")
             self.private_key.touch(mode=0o600)
@@ -67,17 +79,9 @@ class SimulatedBox:
 
     def start(self) -> None:
         """Start the process and wait until it listens; on the port it had before, if it had one."""
-        self._control.unlink(missing_ok=True)
         self._announced.unlink(missing_ok=True)
-        self._process.argv = [
-            sys.executable, "-m", "tests.simulator", "--announce", str(self._announced),
-            "--port", str(self.port), "--state", str(self.state_file), "--user", self.user,
-            "--user-key", str(self._public_key), "--control", str(self._control),
-            "--host-key-type", self._host_key_type, "--switches", json.dumps(self._switches),
-        ]  # fmt: skip
-        self._process.start()
-        announced = json.loads(self._announced.read_text())
-        self.port, self.host_key = announced["port"], announced["host_key"]
+        self._launch()
+        self.host_key = json.loads(self._announced.read_text())["host_key"]
 
     def stop(self) -> None:
         """End the process in good order."""
@@ -96,6 +100,27 @@ class SimulatedBox:
         """Stop, and remove the control channel."""
         self.stop()
         shutil.rmtree(self._control_directory, ignore_errors=True)
+
+    def _make_process(self) -> Program:
+        return Process("RouterOS simulator", [], self.log_file, cwd=ROOT, ready=self._announced.exists, ready_timeout=START_TIMEOUT)
+
+    def _launch(self) -> None:
+        self._control.unlink(missing_ok=True)
+        where = ("--port", str(self.port), "--state", str(self.state_file), "--control", str(self._control))
+        self._process.argv = self._command_line(*where)
+        self._process.start()
+        self.port = json.loads(self._announced.read_text())["port"]
+
+    def _there(self, path: Path) -> Path:
+        """A path as the box's process sees it."""
+        return path
+
+    def _command_line(self, *where: str) -> list[str]:
+        return [
+            sys.executable, "-m", "tests.simulator", *where, "--announce", str(self._there(self._announced)), "--received",
+            str(self._there(self.received_file)), "--user", self.user, "--user-key", str(self._there(self._public_key)),
+            "--host-key-type", self._host_key_type, "--switches", json.dumps(self._switches),
+        ]  # fmt: skip
 
     def reset(self) -> None:
         """Running, empty, every switch as at the first start, nothing received: as good as new, but on the same port."""
@@ -171,19 +196,25 @@ class SimulatedBox:
 
     def received(self, beginning: str = "") -> list[str]:
         """The command lines that arrived over SSH, in order, over all restarts; those that begin so."""
-        log = self.state_file.with_name(self.state_file.name + ".received")
         # What comes after the last line end is still being written.
-        lines = log.read_text().split("\n")[:-1] if log.exists() else []
+        lines = self.received_file.read_text().split("\n")[:-1] if self.received_file.exists() else []
         commands = [json.loads(line)["command"] for line in lines]
         return [command for command in commands if command.startswith(beginning)]
 
     def _ask(self, verb: str, **values: Any) -> Any:
-        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as link:
-            link.settimeout(5)
-            link.connect(str(self._control))
+        with contextlib.closing(self._connected()) as link:
             link.sendall(json.dumps({"verb": verb, **values}).encode() + b"\n")
             with link.makefile() as lines:
-                answer = json.loads(lines.readline())
+                line = lines.readline()
+        if not line:
+            raise ConnectionResetError("the box's control channel was closed without an answer")
+        answer = json.loads(line)
         if "error" in answer:
             raise ValueError(answer["error"])
         return answer["ok"]
+
+    def _connected(self) -> socket.socket:
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        link.settimeout(5)
+        link.connect(str(self._control))
+        return link

@@ -42,10 +42,15 @@ class Console:
         *,
         now: Callable[[], str] = lambda: "2025-11-11 12:00:00",
         uptime: Callable[[], float] = lambda: 0.0,
+        applied: Callable[[], None] = lambda: None,
     ) -> None:
-        """Without ``images`` files have no bytes; ``now`` is the clock's text, ``uptime`` seconds."""
+        """Without ``images`` files have no bytes; ``now`` is the clock's text, ``uptime`` seconds.
+
+        ``applied`` is called after each command; it fails the command by a ConsoleError, having undone it.
+        """
         self.store = store
         self.switches = switches
+        self._applied = applied
         machine = Machine(store, switches, images, now, uptime)
         self._all_menus = [make(machine) for make in MENUS]
         self._disk_rows = self._all_menus[0].rows
@@ -56,7 +61,10 @@ class Console:
         printed = ""
         try:
             for command in read_line(line):
-                printed += self._run(command)
+                try:
+                    printed += self._run(command)
+                finally:
+                    self._applied()
         except ConsoleError as error:
             return Answer(printed, f"{error}{EOL}")
         return Answer(printed)

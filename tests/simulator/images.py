@@ -35,15 +35,17 @@ class Images:
         self.directory.mkdir(exist_ok=True)
         path.touch()
         _grow(path, size)
+        keep(path)
         return path
 
     def grow(self, image: int, size: int) -> None:
         """Make an image that has a file longer."""
         if self.path(image).exists():
             _grow(self.path(image), size)
+            keep(self.path(image))
 
     def copy(self, source: int, target: int) -> None:
-        """Copy an image's bytes, sharing them where the file system can."""
+        """Copy an image's bytes, sharing them where the file system can. Where it cannot, a write meanwhile is seen or not."""
         if not self.path(source).exists():
             return
         with self.path(source).open("rb") as old, self.path(target).open("wb") as new:
@@ -51,6 +53,7 @@ class Images:
                 fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
             except OSError:
                 _copy_data(old.fileno(), new.fileno())
+        keep(self.path(target))
 
     def sweep(self, named: Collection[int]) -> None:
         """Remove the files of images that are not among ``named``."""
@@ -68,6 +71,16 @@ def _grow(path: Path, size: int) -> None:
     except OSError as error:
         if error.errno != errno.EFBIG:  # ext4 ends 4 KiB below 16 TiB; nobody writes there
             raise
+
+
+def keep(path: Path) -> None:
+    """Have a file and its name written out, so that a power cut leaves them."""
+    for each in (path, path.parent):
+        file = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def _copy_data(old: int, new: int) -> None:

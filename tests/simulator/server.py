@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +18,10 @@ import asyncssh
 
 from tests.simulator.console import Answer, Console
 from tests.simulator.disk_menu import COUNTERS
+from tests.simulator.exports import Backend, Nothing, exports_of
 from tests.simulator.frame import EOL
 from tests.simulator.images import Images
+from tests.simulator.language import ConsoleError
 from tests.simulator.store import Store
 from tests.simulator.switches import Switches
 
@@ -54,30 +57,55 @@ class Failure:
 
 
 class Box:
-    """The running box: store, switches, and the log of what was received."""
+    """The running box: store, switches, and the log of what was received.
 
-    def __init__(self, state: Path) -> None:
+    Args:
+        state: the file that keeps the store.
+        received: the log; beside the state by default.
+        backend: makes what offers the disks, of the box's images. With one, the state survives a power cut too.
+    """
+
+    def __init__(self, state: Path, received: Path | None = None, backend: Callable[[Images], Backend] | None = None) -> None:
         self.switches = Switches()
         self.drops: list[Drop] = []
         self.failures: list[Failure] = []
         self.store = Store.load(state)
         self._state = state
-        self._log = state.with_name(state.name + ".received")
+        self._log = received or state.with_name(state.name + ".received")
         self._started = time.monotonic()
         self._images = Images.beside(state)
+        self._is_real = backend is not None
+        self._backend = backend(self._images) if backend else Nothing()
+        self._backend.offer(exports_of(self.store))
+        self._kept = self.store.text()
         # What a kill left behind: images whose row was not kept yet, or not any more.
         self._images.sweep(self.store.images())
-        self.console = Console(self.store, self.switches, self._images, now=_now, uptime=self._uptime)
+        self.console = Console(self.store, self.switches, self._images, now=_now, uptime=self._uptime, applied=self.keep)
 
     def apply(self, command: str) -> Answer:
         """Run a command and keep the state it leaves."""
-        answer = self.console.run(command)
-        self.keep()
-        return answer
+        return self.console.run(command)
 
     def keep(self) -> None:
-        """Write the state down; bytes that were added are there before, bytes that were removed go afterwards."""
-        self.store.save(self._state)
+        """Write the state down and make it true; bytes that were added are there before, bytes that were removed go afterwards.
+
+        Raises:
+            ConsoleError: it could not be made true; everything is as before.
+        """
+        fresh = self.store.text()
+        if fresh == self._kept:
+            return
+        try:
+            # A kill from here on is safe: the next start makes true what was written down.
+            exports = exports_of(self.store)
+            self.store.save(self._state, durably=self._is_real)
+            self._backend.offer(exports)
+        except ConsoleError:
+            self.store.__dict__.update(Store.read(self._kept).__dict__)
+            self.store.save(self._state, durably=self._is_real)
+            self._backend.offer(exports_of(self.store))
+            raise
+        self._kept = fresh
         self._images.sweep(self.store.images())
 
     def reset(self, switches: dict[str, Any]) -> None:
@@ -378,11 +406,15 @@ async def serve(
     user_key: asyncssh.SSHKey,
     port: int = 0,
     control: Path | None = None,
+    control_port: int | None = None,
+    listen: str = "127.0.0.1",
     host_key_algorithm: str = "ssh-ed25519",
     switches: dict[str, Any] | None = None,
+    received: Path | None = None,
+    backend: Callable[[Images], Backend] | None = None,
 ) -> Any:
-    """Serve the box on 127.0.0.1 until the block is left; yields Listening."""
-    box = Box(state)
+    """Serve the box on ``listen`` until the block is left; yields Listening."""
+    box = Box(state, received, backend)
     box.switches.change(switches or {})
     key = host_key(state.with_name(state.name + ".hostkey"), host_key_algorithm)
     inner = await asyncssh.listen(
@@ -397,13 +429,17 @@ async def serve(
     relay = Relay(inner.get_port())
     if box.switches.black_hole:
         relay.freeze()
-    outer = await asyncio.start_server(relay.serve, "127.0.0.1", port)
-    talk = await asyncio.start_unix_server(Control(box, relay).serve, control) if control else None
+    outer = await asyncio.start_server(relay.serve, listen, port)
+    talk: list[asyncio.Server] = []
+    if control:
+        talk.append(await asyncio.start_unix_server(Control(box, relay).serve, control))
+    if control_port is not None:
+        talk.append(await asyncio.start_server(Control(box, relay).serve, listen, control_port))
     try:
         yield Listening(box, outer.sockets[0].getsockname()[1], key.export_public_key().decode().strip())
     finally:
         outer.close()
         relay.cut()
         inner.close()
-        if talk is not None:
-            talk.close()
+        for each in talk:
+            each.close()

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.simulator.images import keep
+
 DEFAULT_POOL_SIZE = 7_681_574_174_720
 DEFAULT_HEALTH = (
     ("power-consumption", "50.8", "W"),
@@ -110,7 +112,12 @@ class Store:
         """The state kept at ``path``, or a fresh one where there is none."""
         if not path.exists():
             return cls()
-        kept = json.loads(path.read_text())
+        return cls.read(path.read_text())
+
+    @classmethod
+    def read(cls, text: str) -> "Store":
+        """The state that ``text`` wrote down."""
+        kept = json.loads(text)
         return cls(
             pool=Pool(**kept["pool"]),
             disks=[Disk(**disk) for disk in kept["disks"]],
@@ -133,11 +140,19 @@ class Store:
             "next_id": self.next_id,
         }
 
-    def save(self, path: Path) -> None:
-        """Replace the file at ``path`` in one step: a kill leaves the old state or the new one."""
+    def text(self) -> str:
+        """Everything, to be read again."""
+        return json.dumps(self.as_dict())
+
+    def save(self, path: Path, *, durably: bool = False) -> None:
+        """Replace the file at ``path`` in one step: a kill leaves the old state or the new one; ``durably``: a power cut too."""
         fresh = path.with_name(path.name + ".new")
-        fresh.write_text(json.dumps(self.as_dict()))
+        fresh.write_text(self.text())
+        if durably:
+            keep(fresh)
         os.replace(fresh, path)  # noqa: PTH105
+        if durably:
+            keep(path)
 
     def new_id(self) -> int:
         """A number that nothing had before."""

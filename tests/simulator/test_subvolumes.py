@@ -255,7 +255,7 @@ def test_a_kill_before_the_state_is_kept_leaves_all_as_it_was(tmp_path: Path, mo
     kept = Store.load(state)
     write(Images.beside(state).make(kept.files[IMAGE].image, 1 << 30), b"kept", 0)
 
-    def die(*_: object) -> None:
+    def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

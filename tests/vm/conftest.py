@@ -14,6 +14,7 @@ from tests.ring.binaries import NODES as NODE_BINARIES
 from tests.ring.controlplane import ControlPlane
 from tests.ring.installation import install
 from tests.ring.processes import known_processes
+from tests.vm.box import FORWARDS, BoxInGuest
 from tests.vm.cluster import RealCluster
 from tests.vm.guests import Guest, Guests, Link, known_guest_processes
 from tests.vm.kernel import NotMade, bootable
@@ -22,7 +23,6 @@ from tests.vm.node_plugin import CSI_PORT, METRICS_PORT, NodePlugin
 from tests.vm.packages import PackagesMissing
 
 HERE = Path(__file__).parent
-SSH_PORT = 22
 NODES = ("node-a", "node-b")
 TIMEOUT = 900
 """Seconds for one test, the boot of what it is the first to need included, on a machine that has much else to do."""
@@ -64,7 +64,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest]]:
     """The guests, by name: ``box``, a target, and the initiators ``node-a`` and ``node-b``."""
     with Guests(tmp_path_factory.mktemp("guests")) as guests:
-        made = [guests.target("box", forwards=[SSH_PORT])]
+        made = [guests.target("box", forwards=FORWARDS)]
         made += [guests.initiator(name, forwards=[KUBELET_PORT, CSI_PORT, METRICS_PORT]) for name in NODES]
         guests.start()
         yield {guest.name: guest for guest in made}
@@ -74,6 +74,20 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest
 def target(guests: dict[str, Guest]) -> Guest:
     """The guest with nvmet and the disk."""
     return sound(guests["box"])
+
+
+@pytest.fixture(scope="session")
+def one_box(guests: dict[str, Guest]) -> Iterator[BoxInGuest]:
+    """The simulator in the target that all tests share; ask for ``box``."""
+    with contextlib.closing(BoxInGuest(guests["box"], version="7.24")) as box:
+        yield box
+
+
+@pytest.fixture
+def box(one_box: BoxInGuest, target: Guest) -> BoxInGuest:
+    """A box with real exports that is as good as new; every session with it has lost its disk."""
+    one_box.reset()
+    return one_box
 
 
 @pytest.fixture

@@ -64,8 +64,11 @@ class Export:
             rm -f {self.file}
         """)
 
-    def connect(self, guest: Guest) -> str:
-        """Connect an initiator, for good as the node plugin does, and return the path of the block device."""
+    def connect(self, guest: Guest, host: str = "") -> str:
+        """Connect an initiator, for good as the node plugin does, and return the path of the block device.
+
+        ``host`` is the host NQN; without one nvme-cli draws one.
+        """
         guest.run(
             *(
                 "nvme",
@@ -75,7 +78,7 @@ class Export:
                 f"--trsvcid={self.port}",
                 f"--nqn={self.nqn}",
             ),
-            *("--ctrl-loss-tmo=-1", "--reconnect-delay=1"),
+            *("--ctrl-loss-tmo=-1", "--reconnect-delay=1", *([f"--hostnqn={host}"] if host else [])),
         )
         return guest.sh(f"""
             for i in $(seq 100); do
