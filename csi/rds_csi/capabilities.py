@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rds_csi.errors import InvalidArgument
 from rds_csi.spec import csi_pb2
 from rds_records.record import AccessMode, VolumeMode
-from rds_records.transitions import Access
+
+if TYPE_CHECKING:
+    from rds_records.transitions import Access
 
 FILE_SYSTEMS: Final = ("ext4", "ext3", "xfs")
 MAX_CAPABILITIES: Final = 32
@@ -73,6 +75,9 @@ class Capability:
     @property
     def access(self) -> Access:
         """The class by which the rules compare two ways of use."""
+        # The rules bring Kubernetes' client along, which a node does not need.
+        from rds_records.transitions import Access
+
         return Access(mode=self.access_mode, volume_mode=self.volume_mode, read_only=self.read_only)
 
 

@@ -12,10 +12,10 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from rds_csi.capacity import Reserve
+from rds_csi.contexts import DEFAULT_NVME_PORT
 from rds_csi.identity import check_driver_name
 from rds_csi.node.nvme import DEFAULT_MANAGED_PREFIX, MANAGED_PREFIX_VARIABLE, check_managed_prefix
 from rds_csi.node.registration import registration_socket
-from rds_csi.parameters import DEFAULT_NVME_PORT
 from rds_csi.routeros.options import BOX_OPTIONS, add_box_options, lacking, port
 from rds_csi.server import parse_endpoint
 from rds_csi.settings import (

@@ -16,10 +16,11 @@ from google.protobuf.wrappers_pb2 import Int64Value
 from rds_csi import requests
 from rds_csi.attachments import CONFLICTS, Attachments, AttachRefused, rejection
 from rds_csi.capacity import NO_RESERVE, Reserve, offer
+from rds_csi.contexts import publish_context
 from rds_csi.errors import FailedPrecondition, NotFound, Unavailable
 from rds_csi.expansions import Expansions
 from rds_csi.metrics import ShimMetrics
-from rds_csi.parameters import publish_context, volume_context
+from rds_csi.parameters import volume_context
 from rds_csi.routeros import FilePath, NoSuchItem
 from rds_csi.snapshots import Snapshots
 from rds_csi.spec import csi_pb2, csi_pb2_grpc

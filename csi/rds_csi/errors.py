@@ -1,7 +1,8 @@
-"""One table from exceptions to gRPC status codes; the interceptor is the only one that reads it."""
+"""One table, in two parts, from exceptions to gRPC status codes; the interceptor is the only one that reads it."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, ClassVar, Final
 
 import grpc
@@ -12,10 +13,6 @@ from rds_csi.node.looks import LookTooSlow, PathUnusable
 from rds_csi.node.mountinfo import MountTableUnreadable
 from rds_csi.node.sysfs import SysfsUnreadable
 from rds_csi.node.usage import UsersUnknown
-from rds_csi.routeros import errors as routeros
-from rds_csi.sizes import SizeOutOfRange
-from rds_records.kubernetes_api import ApiError, ApiUnavailable, ObjectNotFound, RequestRefused, WriteConflict
-from rds_records.store import Contended
 
 
 class Rejected(Exception):
@@ -79,28 +76,6 @@ class Unimplemented(Rejected):
 
 
 STATUS_TABLE: Final[tuple[tuple[type[Exception], Any], ...]] = (
-    # The box. What may have been applied is UNAVAILABLE: csi-provisioner takes INTERNAL for final and would forget the volume
-    # (external-provisioner, pkg/controller/controller.go, "isFinalError").
-    (routeros.BoxUnreachable, grpc.StatusCode.UNAVAILABLE),
-    (routeros.OutcomeUnknown, grpc.StatusCode.UNAVAILABLE),
-    (routeros.MalformedAnswer, grpc.StatusCode.UNAVAILABLE),
-    (routeros.PoolFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    (routeros.BoxBusy, grpc.StatusCode.FAILED_PRECONDITION),
-    (routeros.AlreadyThere, grpc.StatusCode.ABORTED),
-    (routeros.NoSuchItem, grpc.StatusCode.ABORTED),
-    (routeros.DiskInTheWay, grpc.StatusCode.ALREADY_EXISTS),
-    (routeros.SubvolumesMissing, grpc.StatusCode.FAILED_PRECONDITION),
-    (routeros.Conflict, grpc.StatusCode.FAILED_PRECONDITION),
-    (routeros.BoxError, grpc.StatusCode.INTERNAL),
-    (routeros.InvalidName, grpc.StatusCode.INVALID_ARGUMENT),
-    (SizeOutOfRange, grpc.StatusCode.OUT_OF_RANGE),
-    # The API server.
-    (ApiUnavailable, grpc.StatusCode.UNAVAILABLE),
-    (WriteConflict, grpc.StatusCode.ABORTED),
-    (Contended, grpc.StatusCode.ABORTED),
-    (ObjectNotFound, grpc.StatusCode.ABORTED),
-    (RequestRefused, grpc.StatusCode.UNAVAILABLE),
-    (ApiError, grpc.StatusCode.UNAVAILABLE),
     # The node. What may have been done in part is UNAVAILABLE: of what it takes for final, the kubelet forgets that the node may
     # have something to take away (kubernetes, pkg/volume/csi/csi_client.go, "isFinalError").
     (CommandError, grpc.StatusCode.UNAVAILABLE),
@@ -117,8 +92,47 @@ STATUS_TABLE: Final[tuple[tuple[type[Exception], Any], ...]] = (
 """First match wins, so a class stands before its bases. What matches nothing is a defect of ours: INTERNAL, with a traceback."""
 
 
+@cache
+def controller_table() -> tuple[tuple[type[Exception], Any], ...]:
+    """Return the part of the table that only a controller needs: its libraries take a node a second of its start, and memory."""
+    from rds_csi.routeros import errors as routeros
+    from rds_csi.sizes import SizeOutOfRange
+    from rds_records.kubernetes_api import ApiError, ApiUnavailable, ObjectNotFound, RequestRefused, WriteConflict
+    from rds_records.store import Contended
+
+    return (
+        # The box. What may have been applied is UNAVAILABLE: csi-provisioner takes INTERNAL for final and would forget the
+        # volume (external-provisioner, pkg/controller/controller.go, "isFinalError").
+        (routeros.BoxUnreachable, grpc.StatusCode.UNAVAILABLE),
+        (routeros.OutcomeUnknown, grpc.StatusCode.UNAVAILABLE),
+        (routeros.MalformedAnswer, grpc.StatusCode.UNAVAILABLE),
+        (routeros.PoolFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (routeros.BoxBusy, grpc.StatusCode.FAILED_PRECONDITION),
+        (routeros.AlreadyThere, grpc.StatusCode.ABORTED),
+        (routeros.NoSuchItem, grpc.StatusCode.ABORTED),
+        (routeros.DiskInTheWay, grpc.StatusCode.ALREADY_EXISTS),
+        (routeros.SubvolumesMissing, grpc.StatusCode.FAILED_PRECONDITION),
+        (routeros.Conflict, grpc.StatusCode.FAILED_PRECONDITION),
+        (routeros.BoxError, grpc.StatusCode.INTERNAL),
+        (routeros.InvalidName, grpc.StatusCode.INVALID_ARGUMENT),
+        (SizeOutOfRange, grpc.StatusCode.OUT_OF_RANGE),
+        # The API server.
+        (ApiUnavailable, grpc.StatusCode.UNAVAILABLE),
+        (WriteConflict, grpc.StatusCode.ABORTED),
+        (Contended, grpc.StatusCode.ABORTED),
+        (ObjectNotFound, grpc.StatusCode.ABORTED),
+        (RequestRefused, grpc.StatusCode.UNAVAILABLE),
+        (ApiError, grpc.StatusCode.UNAVAILABLE),
+    )
+
+
 def status_of(error: BaseException) -> Any | None:
-    """Return the ``grpc.StatusCode`` of an exception, or None where the table does not know it."""
+    """Return the ``grpc.StatusCode`` of an exception, or None where the tables do not know it."""
     if isinstance(error, Rejected):
         return error.code
-    return next((code for kind, code in STATUS_TABLE if isinstance(error, kind)), None)
+    code = _find(STATUS_TABLE, error)
+    return _find(controller_table(), error) if code is None else code
+
+
+def _find(table: tuple[tuple[type[Exception], Any], ...], error: BaseException) -> Any | None:
+    return next((code for kind, code in table if isinstance(error, kind)), None)

@@ -1,13 +1,13 @@
-"""StorageClass parameters, and the volume and publish contexts that follow from them. Pure."""
+"""StorageClass parameters, and the volume context that follows from them. Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from rds_csi.capabilities import check_fs_type
+from rds_csi.contexts import CTRL_LOSS_TMO, INTEGER, KEEP_ALIVE_TMO, MAX_KERNEL_SECONDS, RECONNECT_DELAY
 from rds_csi.errors import InvalidArgument
 from rds_csi.routeros.commands import FilePath
 from rds_csi.routeros.errors import InvalidName
@@ -15,17 +15,8 @@ from rds_csi.routeros.options import check_base_path
 from rds_records.names import check_ip_address, is_dns_name
 from rds_records.record import DualAttachPolicy, ObjectReference
 
-DEFAULT_NVME_PORT: Final = 4420
 MIN_MIGRATION_TIMEOUT: Final = 30
 MAX_MIGRATION_TIMEOUT: Final = 86_400
-MAX_KERNEL_SECONDS: Final = 2**31 - 1
-"""The kernel keeps these NVMe timeouts in an int (linux, drivers/nvme/host/fabrics.c)."""
-
-CTRL_LOSS_TMO: Final = -1
-RECONNECT_DELAY: Final = 5
-KEEP_ALIVE_TMO: Final = 0
-"""What the Go driver writes where the StorageClass says nothing: never give up, every 5 s, the kernel's own keep-alive."""
-
 MAX_NAMESPACE: Final = 63
 _EXTRA = "csi.storage.k8s.io/"
 _PV_NAME: Final = _EXTRA + "pv/name"
@@ -52,8 +43,6 @@ MUTABLE: Final = ("migrationTimeoutSeconds",)
 """What a VolumeAttributesClass may set."""
 
 _EXTRAS: Final = (_PV_NAME, _PVC_NAME, _PVC_NAMESPACE, _EXTRA_FS_TYPE)
-
-_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,9})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +159,7 @@ def _integer(parameters: Mapping[str, str], name: str, least: int, most: int, *,
     text = parameters.get(name, "")
     if not text:
         return None
-    value = int(text) if _INTEGER.fullmatch(text) else None
+    value = int(text) if INTEGER.fullmatch(text) else None
     if value is None or not least <= value <= most:
         raise InvalidArgument(f"{kind} parameter {name} {text[:60]!r}: allowed is a whole number from {least} to {most}")
     return value
@@ -229,46 +218,3 @@ def volume_context(
     if parameters.dual_attach_policy is not DualAttachPolicy.KUBEVIRT:
         context["dualAttachPolicy"] = str(parameters.dual_attach_policy)
     return context
-
-
-@dataclass(frozen=True, slots=True)
-class VolumeContext:
-    """What the context of an existing volume says; None where it says nothing that can be used."""
-
-    nqn: str | None = None
-    file_path: str | None = None
-    rds_address: str | None = None
-    nvme_address: str | None = None
-    nvme_port: int | None = None
-    ctrl_loss_tmo: int = CTRL_LOSS_TMO
-    reconnect_delay: int = RECONNECT_DELAY
-    keep_alive_tmo: int = KEEP_ALIVE_TMO
-
-
-def parse_volume_context(context: Mapping[str, str]) -> VolumeContext:
-    """Return what a volume context says, the Go driver's too; lenient: a key that makes no sense counts as absent.
-
-    The migration timeout and the policy are the record's matter (``rds_records.imports``).
-    """
-    return VolumeContext(
-        nqn=context.get("nqn") or None,
-        file_path=context.get("volumePath") or None,
-        rds_address=context.get("rdsAddress") or None,
-        nvme_address=context.get("nvmeAddress") or context.get("rdsAddress") or None,
-        nvme_port=_lenient(context, "nvmePort", 1, 65_535, None),
-        ctrl_loss_tmo=_or(_lenient(context, "ctrlLossTmo", -1, MAX_KERNEL_SECONDS, None), CTRL_LOSS_TMO),
-        reconnect_delay=_or(_lenient(context, "reconnectDelay", 1, MAX_KERNEL_SECONDS, None), RECONNECT_DELAY),
-        keep_alive_tmo=_or(_lenient(context, "keepAliveTmo", 0, MAX_KERNEL_SECONDS, None), KEEP_ALIVE_TMO),
-    )
-
-
-def _lenient(context: Mapping[str, str], name: str, least: int, most: int, default: int | None) -> int | None:
-    text = context.get(name, "")
-    if not _INTEGER.fullmatch(text) or not least <= int(text) <= most:
-        return default
-    return int(text)
-
-
-def publish_context(*, nvme_address: str, nvme_port: int, nqn: str, fs_type: str = "") -> dict[str, str]:
-    """Return the publish context: where the node finds the volume today."""
-    return {"nvme_address": nvme_address, "nvme_port": str(nvme_port), "nvme_nqn": nqn, "fs_type": fs_type}

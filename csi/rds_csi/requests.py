@@ -10,16 +10,15 @@ from typing import Final
 from rds_csi.capabilities import Capability, Unsupported, combine, parse_capabilities, parse_capability
 from rds_csi.errors import Aborted, InvalidArgument, NotFound, OutOfRange, ResourceExhausted
 from rds_csi.parameters import VolumeParameters, parse_mutable_parameters, parse_parameters
+from rds_csi.request_fields import check_map, parse_volume_id
 from rds_csi.sizes import SizeOutOfRange, exact_size
 from rds_csi.spec import csi_pb2
 from rds_csi.topology import TOPOLOGY, is_met
-from rds_records.names import check_handle, check_node_name, is_handle
+from rds_records.names import check_node_name, is_handle
 from rds_records.record import ContentSource
 from rds_records.volume_layout import is_snapshot_id
 
 MAX_STRING: Final = 128
-MAX_MAP: Final = 4096
-"""Bytes (CSI spec, "Size Limits"); of a map, all keys and values together."""
 
 SNAPSHOT_IGNORED: Final = ("volumePath",)
 """The Go driver's one VolumeSnapshotClass parameter: a snapshot lies beside its volume here."""
@@ -344,26 +343,8 @@ def validate_capabilities(request: csi_pb2.ValidateVolumeCapabilitiesRequest) ->
         return ValidateCapabilities(handle, (), str(error), context)
 
 
-def parse_volume_id(volume_id: str) -> str:
-    """Return the handle that a request names; raises InvalidArgument."""
-    if not volume_id:
-        raise InvalidArgument("volume_id is missing")
-    try:
-        return check_handle(volume_id)
-    except ValueError as error:
-        raise InvalidArgument(str(error)) from error
-
-
 def _node(node_id: str) -> str:
     try:
         return check_node_name(node_id)
     except ValueError as error:
         raise InvalidArgument(str(error)) from error
-
-
-def check_map(name: str, entries: Mapping[str, str]) -> dict[str, str]:
-    """Return the map of a request unchanged; raises InvalidArgument where it is longer than CSI allows."""
-    size = sum(len(key.encode()) + len(value.encode()) for key, value in entries.items())
-    if size > MAX_MAP:
-        raise InvalidArgument(f"{name} have {size} bytes; at most {MAX_MAP} are taken")
-    return dict(entries)

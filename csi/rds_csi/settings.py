@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rds_csi.capacity import NO_RESERVE, Reserve
+from rds_csi.contexts import DEFAULT_NVME_PORT
 from rds_csi.node import health, orphan_sessions
 from rds_csi.node.nvme import DEFAULT_MANAGED_PREFIX
-from rds_csi.parameters import DEFAULT_NVME_PORT
 from rds_csi.routeros.options import DEFAULT_KEY_FILE
 from rds_csi.server import DRAIN_SECONDS
 from rds_csi.snapshot_mode import SnapshotMode

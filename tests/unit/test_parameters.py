@@ -6,14 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rds_csi.contexts import parse_volume_context, publish_context
 from rds_csi.errors import InvalidArgument
-from rds_csi.parameters import (
-    ALLOWED,
-    parse_parameters,
-    parse_volume_context,
-    publish_context,
-    volume_context,
-)
+from rds_csi.parameters import ALLOWED, parse_parameters, volume_context
 from rds_csi.routeros.options import check_base_path
 from rds_records.record import DualAttachPolicy, ObjectReference
 

@@ -18,10 +18,11 @@ from prometheus_client import CollectorRegistry
 
 import rds_csi.cli
 import rds_operator.cli
+from rds_csi.contexts import publish_context
 from rds_csi.metrics import BoxLink, ShimMetrics
 from rds_csi.node.metrics import NodeGauges, NodeMetrics
 from rds_csi.node.node_events import NodeReason
-from rds_csi.parameters import ALLOWED, IGNORED, parse_parameters, publish_context, volume_context
+from rds_csi.parameters import ALLOWED, IGNORED, parse_parameters, volume_context
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
 from rds_operator.orphan_watch import OrphanGauges

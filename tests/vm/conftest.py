@@ -62,11 +62,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest]]:
-    """The guests, by name: ``box``, a target, and the initiators ``node-a`` and ``node-b``."""
+    """The guests, by name: ``box``, a target, and the initiators ``node-a`` and ``node-b``.
+
+    ``node-c``, without native multipath, is started by who needs it.
+    """
     with Guests(tmp_path_factory.mktemp("guests")) as guests:
         made = [guests.target("box", forwards=FORWARDS)]
         made += [guests.initiator(name, forwards=[KUBELET_PORT, CSI_PORT, METRICS_PORT]) for name in NODES]
-        guests.start()
+        guests.start(*made)
+        made.append(guests.initiator("node-c", forwards=[CSI_PORT], multipath=False))
         yield {guest.name: guest for guest in made}
 
 

@@ -128,7 +128,7 @@ def conclude(probes: Sequence[Probe]) -> Content:
     """Return what is on the device, from looks in the order in which they were made.
 
     Exit code 2 says "nothing found", and just as well "could not be read": so a device is blank only if ``BLANK_TRIES``
-    looks in a row say so, its first sector could be read each time, and it kept number and size all along.
+    looks in a row say so, its first bytes could be read each time and are all zero, and it kept number and size all along.
     """
     if not probes:
         return Unknown("nobody looked")
@@ -150,6 +150,8 @@ def conclude(probes: Sequence[Probe]) -> Content:
         return Unknown("the device was written to meanwhile")
     if last.size_bytes <= 0 or any((look.number, look.size_bytes) != (last.number, last.size_bytes) for look in looks):
         return Unknown("the device changed meanwhile")
+    if any(last.first_sector or b""):
+        return Occupied("data that blkid does not know")
     return Blank()
 
 

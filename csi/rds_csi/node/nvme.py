@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from rds_csi.contexts import DEFAULT_NVME_PORT, parse_volume_context
 from rds_csi.errors import FailedPrecondition, InvalidArgument
 from rds_csi.node.commands import Command, Output
 from rds_csi.node.sysfs import Session
-from rds_csi.parameters import DEFAULT_NVME_PORT, parse_volume_context
 from rds_records.names import check_ip_address, host_id_for, host_nqn_for, nqn_for
 
 MANAGED_PREFIX_VARIABLE: Final = "CSI_MANAGED_NQN_PREFIX"

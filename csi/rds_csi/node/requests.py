@@ -10,7 +10,7 @@ from rds_csi.errors import InvalidArgument
 from rds_csi.node.decisions import ExpandWanted, StageWanted
 from rds_csi.node.filesystems import fs_type_for, publish_options, stage_options
 from rds_csi.node.nvme import target_for
-from rds_csi.requests import check_map, parse_volume_id
+from rds_csi.request_fields import check_map, parse_volume_id
 from rds_csi.spec import csi_pb2
 
 MAX_PATH: Final = 4095

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rds_csi.contexts import publish_context
 from rds_csi.errors import FailedPrecondition, InvalidArgument, Rejected
 from rds_csi.node.commands import Output
 from rds_csi.node.nvme import (
@@ -22,7 +23,6 @@ from rds_csi.node.nvme import (
     target_for,
 )
 from rds_csi.node.sysfs import find_session
-from rds_csi.parameters import publish_context
 from rds_records.names import host_id_for, host_nqn_for
 from tests.unit.node.fake_sysfs import NQN, FakeSysfs
 
