@@ -11,7 +11,7 @@ import urllib3
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.ring.controlplane import ControlPlane, Gateway, answers
-from tests.ring.installation import CONTROLLER, NAMESPACE, OPERATOR
+from tests.ring.installation import CONTROLLER, NAMESPACE, NODE, OPERATOR
 from tests.ring.processes import LOOPBACK, Process, free_port
 from tests.ring.sidecars import socket_path
 
@@ -124,6 +124,42 @@ class Shim(Served):
         super().__init__(name, argv, folder / f"{name}.log", address, env=env)
         if "--metrics-address=none" in argv:
             self.ready = self.socket.exists
+
+
+class Node(Served):
+    """``rds-csi node`` on this machine, which has a kubelet directory of its own in ``folder`` and no kubelet.
+
+    It stages nothing here: what it does with a kernel of its own is asked in guests.
+    """
+
+    def __init__(
+        self,
+        plane: ControlPlane,
+        folder: Path,
+        node: str,
+        *,
+        through: Gateway | None = None,
+        account: str = NODE,
+        extra: Iterable[str] = (),
+    ) -> None:
+        registry, kubelet = folder / "registry", folder / "kubelet"
+        for directory in (registry, kubelet / "plugins" / "kubernetes.io" / "csi"):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.endpoint = f"unix://{socket_path(folder)}"
+        address = f"{LOOPBACK}:{free_port()}"
+        argv: list[str | Path] = [
+            COMMANDS / "rds-csi",
+            "node",
+            f"--node-id={node}",
+            f"--endpoint={self.endpoint}",
+            f"--kubelet-root-dir={kubelet}",
+            "--disable-registration",
+            f"--kubeconfig={plane.kubeconfig_for(NAMESPACE, account, through=through)}",
+            f"--metrics-address={address}",
+            *extra,
+        ]
+        super().__init__("rds-csi-node", argv, folder / "rds-csi-node.log", address)
+        self.ready = lambda: answers(f"http://{address}/healthz")
 
 
 class Operator(Served):

@@ -16,6 +16,7 @@ BASE = ROOT / "manifests" / "base"
 NAMESPACE = "rds-csi"
 CONTROLLER = "rds-csi-controller"
 OPERATOR = "rds-operator"
+NODE = "rds-csi-node"
 POD = "rds-csi-controller-ring"
 SIDECAR_ROLES = {
     "rds-csi-provisioner": ["csi-provisioner"],

@@ -8,7 +8,7 @@ from tests.ring.api import Api, ApiError, path_of
 from tests.ring.audit import Right, granted
 from tests.ring.cluster import RECORD, Cluster
 from tests.ring.controlplane import ControlPlane
-from tests.ring.installation import CONTROLLER, NAMESPACE, OPERATOR, resources
+from tests.ring.installation import CONTROLLER, NAMESPACE, NODE, OPERATOR, resources
 
 GROUP, PLURAL = "rds.csi.srvlab.io", "volumeattachmentrecords"
 
@@ -44,17 +44,23 @@ RIGHTS = {
     | rights("storage.k8s.io", "volumeattachments", "list", "patch")
     | rights("snapshot.storage.k8s.io", "volumesnapshotcontents", "list")
     | rights("", "events", "create", "patch"),
+    NODE: rights("", "nodes", "get")
+    | rights("", "persistentvolumes", "get")
+    | rights(GROUP, PLURAL, "get")
+    | rights("", "events", "create", "patch"),
 }
 """That none is missing is shown by all other tests of the ring, that none is idle by those of the audit log."""
 
 OWN_NAMESPACE = {
     CONTROLLER: set[Right](),
+    NODE: set[Right](),
     OPERATOR: rights("coordination.k8s.io", "leases", "get", "create", "update") | rights("", "configmaps", "create"),
 }
 """What an account may do in the namespace of the installation on top."""
 
 OWN_OBJECTS: dict[str, dict[str, set[Right]]] = {
     CONTROLLER: {},
+    NODE: {},
     OPERATOR: {
         "rds-operator-orphans": rights("", "configmaps", "get", "update"),
         "rds-operator": rights("apps", "deployments", "get"),
@@ -62,7 +68,7 @@ OWN_OBJECTS: dict[str, dict[str, set[Right]]] = {
 }
 """What an account may do there with single objects, by their names."""
 
-ACCOUNTS = (CONTROLLER, OPERATOR)
+ACCOUNTS = (CONTROLLER, OPERATOR, NODE)
 
 
 def allowed(api: Api, namespace: str) -> dict[str, set[Right]]:

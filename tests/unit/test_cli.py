@@ -201,7 +201,7 @@ def test_node_process_serves_until_sigterm(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert '"message": "draining"' in errors
     assert list(tmp_path.iterdir()) == [kubeconfig]
-    assert "node not checked yet" in errors, "nobody answers there, and it serves all the same"
+    assert "node not found yet" in errors, "nobody answers there, and it serves all the same"
 
 
 def test_controller_serves_no_node_service_whatever_the_go_drivers_manifests_say(capsys: pytest.CaptureFixture[str]) -> None:

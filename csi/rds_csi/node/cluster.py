@@ -101,26 +101,30 @@ class NodeCheck:
             self.uid = str((await self._api.get_metadata(f"/api/v1/nodes/{self._node}"))["uid"])
         except ObjectNotFound:
             self.absent = True
-            self.trouble = (
+            self._say(
                 f"there is no Node {self._node}: --node-id must be the name of this machine's Node (spec.nodeName of the pod), "
                 "or volumes would be attached to nobody"
             )
-            _log.error("no such node", extra={"node": self._node, "reason": self.trouble})
             return False
         except ApiError as error:
             self.absent = False
-            self.trouble = f"the Node {self._node} cannot be read: {error}"
-            _log.warning("node not checked yet", extra={"node": self._node, "error": str(error)})
+            self._say(f"the Node {self._node} cannot be read: {error}")
             return False
         self.absent, self.trouble = False, ""
         return True
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Ask until the Node is there."""
+        """Ask again until the Node is there."""
         backoff = FIRST_BACKOFF
-        while not await self.look():
+        while self.trouble:
             await sleep(backoff)
             backoff = min(MAX_BACKOFF, backoff * 2)
+            await self.look()
+
+    def _say(self, trouble: str) -> None:
+        if trouble != self.trouble:
+            _log.log(logging.ERROR if self.absent else logging.WARNING, "node not found yet", extra={"reason": trouble})
+        self.trouble = trouble
 
 
 @dataclass(frozen=True, slots=True)

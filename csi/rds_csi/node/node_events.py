@@ -1,6 +1,6 @@
 """What the node tells as Kubernetes Events: on the claim of the volume, or on the Node where there is none.
 
-Best effort: nothing waits for it. The same thing happening again raises one Event's count, at most once a minute; what the API
+Best effort: nothing waits for it. The same thing happening again raises one Event's count, at most twice a minute; what the API
 server does not take within an hour, and what is too much at once, is dropped and counted.
 """
 
@@ -31,7 +31,7 @@ COMPONENT: Final = "rds-csi-node"
 MAX_ENTRIES: Final = 512
 """Different things that are remembered at once, told or not."""
 
-REPEAT_SECONDS: Final = 60.0
+REPEAT_SECONDS: Final = 30.0
 """At least so long between two writes of one Event."""
 
 FORGET_SECONDS: Final = 3600.0
