@@ -27,6 +27,7 @@ from weakref import WeakSet
 from tests.ring.binaries import cache_folder
 from tests.ring.processes import LOOPBACK, Process, free_port
 from tests.ring.sidecars import socket_path
+from tests.vm.clock import counter_khz
 from tests.vm.kernel import bootable
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +116,8 @@ class Guest(Process):
         self._seen = 0
         boot = bootable()
         (share / f"{name}.paths").write_text("".join(f"{path}\n" for path in _needed()))
-        words = f"{KERNEL_WORDS} ring.name={name} ring.role={role} ring.ip={self.address} ring.multipath={'NY'[multipath]}"
+        identity = f"ring.name={name} ring.role={role} ring.ip={self.address} ring.multipath={'NY'[multipath]}"
+        words = f"{KERNEL_WORDS} tsc_early_khz={counter_khz()} {identity}"
         forwarded = "".join(f",hostfwd=tcp:{LOOPBACK}:{here}-:{there}" for there, here in self.ports.items())
         argv: list[str | Path] = [
             "qemu-system-x86_64",
@@ -153,22 +155,7 @@ class Guest(Process):
         Raises:
             NoAnswer: there is none within ``timeout`` seconds. The script may go on: what waits for a lost disk cannot be ended.
         """
-        mark = f"__{uuid.uuid4().hex}__"
-        deadline = time.monotonic() + timeout
-        said = b""
-        try:
-            with socket.create_connection((LOOPBACK, self.ports[CONTROL_PORT]), timeout) as connection:
-                connection.sendall(f"{mark}\n{script}\n{mark}\n".encode())
-                while received := _receive(connection, deadline):
-                    said += received
-        except OSError as error:
-            raise NoAnswer(
-                f"{self.name} did not answer within {timeout:g} s ({error!r}) to:\n{script}\nso far:\n{said!r}"
-            ) from None
-        output, found, status = said.decode(errors="replace").rpartition(f"\n{mark} ")
-        if not found:
-            raise NoAnswer(f"{self.name} hung up on:\n{script}\nafter:\n{said!r}")
-        return Answer(int(status), output)
+        return ask(self.name, self.ports[CONTROL_PORT], script, timeout=timeout)
 
     def sh(self, script: str, *, timeout: float = 60.0) -> str:
         """Run a bash script as root and return what it said.
@@ -374,6 +361,24 @@ class Guests:
             guest.kill()
             if guest.disk is not None:
                 guest.disk.unlink(missing_ok=True)
+
+
+def ask(guest: str, port: int, script: str, *, timeout: float = 60.0) -> Answer:
+    """Run a bash script through a guest's control channel, which ``port`` leads to; see ``Guest.ask``."""
+    mark = f"__{uuid.uuid4().hex}__"
+    deadline = time.monotonic() + timeout
+    said = b""
+    try:
+        with socket.create_connection((LOOPBACK, port), timeout) as connection:
+            connection.sendall(f"{mark}\n{script}\n{mark}\n".encode())
+            while received := _receive(connection, deadline):
+                said += received
+    except OSError as error:
+        raise NoAnswer(f"{guest} did not answer within {timeout:g} s ({error!r}) to:\n{script}\nso far:\n{said!r}") from None
+    output, found, status = said.decode(errors="replace").rpartition(f"\n{mark} ")
+    if not found:
+        raise NoAnswer(f"{guest} hung up on:\n{script}\nafter:\n{said!r}")
+    return Answer(int(status), output)
 
 
 def _needed() -> list[Path]:
