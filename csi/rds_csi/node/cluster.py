@@ -155,6 +155,9 @@ async def watch_annotations(
             except ApiError as error:
                 _log.info("reset annotation not read", extra={"volume": volume_id, "error": str(error)})
                 break
+            except Exception:  # noqa: BLE001 the others must be read
+                _log.exception("reset annotation cannot be read", extra={"volume": volume_id})
+                continue
             if volume:
                 metadata = volume["metadata"]
                 value = (metadata.get("annotations") or {}).get(RESET_ANNOTATION)

@@ -224,7 +224,8 @@ class NodeEvents:
         self._wake.set()
 
     def _drop(self, key: _Key) -> None:
-        if self._entries.pop(key).dirty:
+        entry = self._entries.pop(key, None)
+        if entry is not None and entry.dirty:
             self._counts.event_ended(key.reason, posted=False)
 
     # What is told
@@ -254,6 +255,9 @@ class NodeEvents:
                         "an Event is not posted yet", extra={"reason": key.reason, "volume": key.volume_id, "error": str(error)}
                     )
                     return False
+                except Exception:  # noqa: BLE001 the others must be told
+                    _log.exception("an Event is given up", extra={"reason": key.reason, "volume": key.volume_id})
+                    self._drop(key)
         return True
 
     async def _post(self, key: _Key, entry: _Entry) -> None:

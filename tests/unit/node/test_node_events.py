@@ -175,6 +175,21 @@ async def test_a_namespace_that_is_going_takes_no_event_and_stops_no_other(node:
     assert sorted(node.ended) == [(NodeReason.MOUNT_FAILURE, False), (NodeReason.ORPHAN_CLEANED, True)]
 
 
+async def test_an_event_that_cannot_be_made_stops_no_other(node: Node) -> None:
+    find = node.events._subject_of
+
+    async def broken(volume_id: str) -> Subject:
+        if volume_id == VOLUME:
+            raise KeyError("a defect")
+        return await find(volume_id)
+
+    node.events._subject_of = broken
+    for volume in (VOLUME, "pvc-two"):
+        node.events.mount_ended(volume, MountOperation.MOUNT, "bad")
+    assert [event["involvedObject"]["name"] for event in await node.posted()] == ["claim-of-pvc-two"]
+    assert node.ended == [(NodeReason.MOUNT_FAILURE, False), (NodeReason.MOUNT_FAILURE, True)]
+
+
 async def test_too_much_at_once_is_dropped_and_counted_oldest_first(node: Node) -> None:
     node.away = True
     for number in range(MAX_ENTRIES + 10):
