@@ -51,7 +51,7 @@ class NodePlugin:
 
     def start(self) -> Self:
         """Start it and wait until it serves."""
-        self.guest.run("mkdir", "-p", REGISTRY)
+        self.guest.run("mkdir", "-p", REGISTRY, SOCKET.parent)
         self.process.start()
         if not self._bridge.running:
             self._bridge.start()
