@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from rds_records.record import Announcement, Result, Window
+from rds_records.record import Announcement, ForcedDetach, Result, Window
 
 MAX_REASON = 400
 """Characters of KubeVirt's own words in a sentence; the window keeps more."""
@@ -153,6 +153,17 @@ def foreign_pods(handle: str, window: Window, pods: Sequence[str]) -> str:
     return (
         f"[{handle}]: pod {names} uses the volume too and is no part of {vm}: two writers on one disk corrupt it - "
         f"{_roles(window)}{_run(window)}; stop what made pod {names}"
+    )
+
+
+def forced_detach(handle: str, mark: ForcedDetach) -> str:
+    """Return the warning that a node was detached by force, and what that means for the data."""
+    text = f"[{handle}]: detached from node {mark.node_name} by force: {mark.message}"
+    if mark.fenced:
+        return f"{text}; the box refuses the node and has dropped its sessions, what still runs there cannot write any more"
+    return (
+        f"{text}; the box was not told and accepts its writes, also when it comes back: power node {mark.node_name} off for "
+        "certain before another node writes, and before you trust the data"
     )
 
 

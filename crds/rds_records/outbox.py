@@ -50,5 +50,6 @@ def _collapse(entries: Sequence[OutboxEntry], cause: OutboxEntry) -> OutboxEntry
         succeeded=totals[Announcement.SUCCEEDED] + sum(old.succeeded for old in before),
         failed=totals[Announcement.FAILED] + sum(old.failed for old in before),
         timed_out=totals[Announcement.TIMED_OUT] + sum(old.timed_out for old in before),
+        forced_detaches=totals[Announcement.FORCED_DETACH] + sum(old.forced_detaches for old in before),
     )
     return OutboxEntry(id=f"{cause.id}-totals", kind=Announcement.COLLAPSED, time=cause.time, counts=counts)

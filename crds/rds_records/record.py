@@ -21,6 +21,8 @@ MAX_PENDING = 20
 MAX_OUTBOX = 32
 MAX_REFUSALS = 4
 MAX_ATTACHMENTS = 16
+MAX_FORCED = 10
+"""Forced detaches kept on a record; older ones go."""
 
 
 def format_time(moment: datetime) -> str:
@@ -118,6 +120,8 @@ class Announcement(StrEnum):
     LONG_RUN = "LongRun"
     LEAVING_BLOCKED = "LeavingBlocked"
     FOREIGN_POD = "ForeignPod"
+    FORCED_DETACH = "ForcedDetach"
+    """Kubernetes took the volume from a node that did not prove that it had let go."""
     COLLAPSED = "Collapsed"
     """Totals of entries for which the outbox had no room."""
 
@@ -154,6 +158,29 @@ class Spec(_Part):
     migration_timeout_seconds: int | None = None
 
 
+class ForceReason(StrEnum):
+    """Why a detach counts as forced: what the Node said when it was detached."""
+
+    NODE_NOT_READY = "NodeNotReady"
+    NODE_GONE = "NodeGone"
+    OUT_OF_SERVICE = "OutOfService"
+    VOLUME_IN_USE = "VolumeInUse"
+
+
+class Force(_Part):
+    """Why a detach is forced, for machines and for people."""
+
+    reason: ForceReason
+    message: str
+
+
+class Leaving(_Part):
+    """A detach that has begun and waits for the box; the node is no longer admitted there."""
+
+    start_time: Time
+    forced: Force | None = None
+
+
 class Attachment(_Part):
     """One node that was told that it may use the volume."""
 
@@ -162,6 +189,20 @@ class Attachment(_Part):
     access_mode: AccessMode
     read_only: bool = False
     attach_time: Time
+    leaving: Leaving | None = None
+    """Only with the fence on, while the box is told."""
+
+
+class ForcedDetach(_Part):
+    """A node from which Kubernetes took the volume by force; named after the attachment."""
+
+    id: str
+    node_name: str
+    time: Time
+    reason: ForceReason
+    message: str
+    fenced: bool
+    """Whether the box had refused the node and dropped its sessions before the detach was answered."""
 
 
 class ObjectReference(_Part):
@@ -216,6 +257,8 @@ class ClosedWindow(Window):
 
     end_time: Time
     left_node: str | None = None
+    forced: bool | None = None
+    """True where a node left by force; ``forced_detaches`` says why."""
     duration_seconds: float
     """From start to end, never below 0."""
 
@@ -227,6 +270,7 @@ class Counts(_Part):
     succeeded: int = 0
     failed: int = 0
     timed_out: int = 0
+    forced_detaches: int = 0
 
 
 class OutboxEntry(_Part):
@@ -292,6 +336,8 @@ class Status(_Part):
     """Disk and file are gone; the record stays only for what is left to report."""
     expansion: Expansion | None = None
     attachments: tuple[Attachment, ...] = ()
+    forced_detaches: tuple[ForcedDetach, ...] = ()
+    """Oldest first."""
     migration: Window | None = None
     history: tuple[ClosedWindow, ...] = ()
     """Oldest first."""

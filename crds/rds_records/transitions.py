@@ -6,15 +6,18 @@ to a fresh read when their write met a conflict, so each function must be safe o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Final
 
 from rds_records import expansion, messages
 from rds_records.conditions import settled
 from rds_records.decisions import Code, Decided, Reason, Refused
 from rds_records.evidence_condition import with_evidence_read
+from rds_records.fencing import begin_leaving
+from rds_records.forced_detach import mark_forced
 from rds_records.kubevirt_evidence import Evidence, EvidenceUnavailable, LiveMigration, NotExplained, Rule
 from rds_records.outbox import announce
 from rds_records.record import (
@@ -22,6 +25,7 @@ from rds_records.record import (
     AccessMode,
     Attachment,
     DualAttachPolicy,
+    Force,
     ObjectReference,
     Record,
     Refusal,
@@ -239,28 +243,66 @@ def _refuse_node(record: Record, node: str, node_exists: bool | None) -> Refused
     return None
 
 
-def detach(record: Record, node: str, *, attachment_id: str | None, wanted: bool, now: datetime) -> Decided | Refused:
+def detach(
+    record: Record,
+    node: str,
+    *,
+    attachment_id: str | None,
+    wanted: bool,
+    now: datetime,
+    force: Force | None = None,
+    fenced: bool = False,
+) -> Decided | Refused:
     """Take the node's attachment off the record.
 
     ``attachment_id`` is the attachment that the caller saw when it began (None: none); ``wanted`` tells that the node's
     VolumeAttachment exists and is not being deleted. Either way of being too late answers ABORTED and changes nothing.
+    ``force`` is why the detach is forced, ``fenced`` that the box refuses the node already.
     """
     held = record.status.attachment_of(node)
     if held is None:
         return _clear_refusal(record, node)
-    if held.id != attachment_id or wanted:
-        since = f"is attached to node {node} since {messages.clock(held.attach_time)}"
-        why = "its VolumeAttachment exists and is not being deleted" if wanted else "that is a newer attachment than the one to end"
-        return Refused(Code.ABORTED, Reason.LATE_DETACH, f"volume {record.handle} {since}: {why}; this detach came too late")
-    return Decided(_without(record, (node,), now), changed=True)
+    late = _refuse_late(record, held, attachment_id, wanted)
+    if late:
+        return late
+    return Decided(_without(record, (node,), now, {node: force} if force else {}, fenced=fenced), changed=True)
 
 
-def detach_all(record: Record, *, attachment_ids: Sequence[str], now: datetime) -> Decided:
-    """Take off every attachment that the caller saw when it began (a ControllerUnpublishVolume without a node id)."""
+def begin_detach(
+    record: Record, node: str, *, attachment_id: str | None, wanted: bool, now: datetime, force: Force | None = None
+) -> Decided | Refused:
+    """Mark the node as leaving, before the box is told to refuse it; refuses as ``detach``, which ends what begins here."""
+    held = record.status.attachment_of(node)
+    if held is None:
+        return _clear_refusal(record, node)
+    late = _refuse_late(record, held, attachment_id, wanted)
+    return late or begin_leaving(record, (held.id,), {node: force} if force else {}, now=now)
+
+
+def _refuse_late(record: Record, held: Attachment, attachment_id: str | None, wanted: bool) -> Refused | None:
+    if held.id == attachment_id and not wanted:
+        return None
+    since = f"is attached to node {held.node_name} since {messages.clock(held.attach_time)}"
+    why = "its VolumeAttachment exists and is not being deleted" if wanted else "that is a newer attachment than the one to end"
+    return Refused(Code.ABORTED, Reason.LATE_DETACH, f"volume {record.handle} {since}: {why}; this detach came too late")
+
+
+def detach_all(
+    record: Record,
+    *,
+    attachment_ids: Sequence[str],
+    now: datetime,
+    force: Mapping[str, Force] = MappingProxyType({}),
+    fenced: bool = False,
+) -> Decided:
+    """Take off every attachment that the caller saw when it began (a ControllerUnpublishVolume without a node id).
+
+    ``force`` says by node why its detach is forced, ``fenced`` that the box refuses them already.
+    """
     leaving = tuple(held.node_name for held in record.status.attachments if held.id in attachment_ids)
     if not leaving:
         return Decided(record, changed=False)
-    return Decided(_without(record, leaving, now), changed=True)
+    return Decided(_without(record, leaving, now, force, fenced=fenced), changed=True)
 
 
 def _clear_refusal(record: Record, node: str) -> Decided:
@@ -271,7 +313,9 @@ def _clear_refusal(record: Record, node: str) -> Decided:
     return Decided(record.with_status(refusals=kept), changed=True)
 
 
-def _without(record: Record, leaving: Sequence[str], now: datetime) -> Record:
+def _without(record: Record, leaving: Sequence[str], now: datetime, force: Mapping[str, Force], *, fenced: bool) -> Record:
+    ids = [held.id for held in record.status.attachments if held.node_name in leaving]
+    left = [held for held in begin_leaving(record, ids, force, now=now).record.status.attachments if held.id in ids]
     status = record.status
     kept = tuple(held for held in status.attachments if held.node_name not in leaving)
     refusals = tuple(refused for refused in status.refusals if refused.node_name not in leaving)
@@ -280,6 +324,7 @@ def _without(record: Record, leaving: Sequence[str], now: datetime) -> Record:
     gone = [node for node in leaving if window and node in {window.source_node, window.target_node}]
     if window and gone:
         changed = close_window(record, changed, window, gone, now)
+    changed = mark_forced(record, changed, left, fenced=fenced, now=now)
     if changed.over_attached and len(kept) <= allowed_nodes(record, kept):
         changed = changed.replace(over_attached=None)
         if len(kept) == 2 and changed.migration is None:

@@ -1,12 +1,13 @@
-"""Attach and detach: who may use a volume is read from and written to its record; the box is not asked."""
+"""Attach and detach: who may use a volume is read from and written to its record; the box is asked by the fence alone."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rds_csi.errors import (
@@ -18,14 +19,17 @@ from rds_csi.errors import (
     Rejected,
     Unavailable,
 )
+from rds_csi.fence import Fence
 from rds_csi.migration_evidence import MigrationEvidence
 from rds_records import imports, transitions
 from rds_records.decisions import Code, Decided, Reason, Refused
+from rds_records.fencing import begin_leaving
+from rds_records.forced_detach import force_of
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound, RequestRefused, WriteConflict
 from rds_records.kubevirt_evidence import Evidence
 from rds_records.names import DRIVER_NAME, check_handle, volume_attachment_name
 from rds_records.node_health import NodeHealth, name_unready, node_health
-from rds_records.record import Record
+from rds_records.record import Attachment, Force, Record
 from rds_records.store import Contended, RecordStore
 from rds_records.transitions import Access
 
@@ -73,35 +77,42 @@ class Attachments:
     api: KubernetesApi
     store: RecordStore
     evidence: MigrationEvidence
+    fence: Fence
     driver: str = DRIVER_NAME
     base_path: str = imports.DEFAULT_BASE_PATH
 
-    async def attach(self, handle: str, node: str, access: Access) -> tuple[Record, bool]:
+    async def attach(self, handle: str, node: str, access: Access, *, deadline: float) -> tuple[Record, bool]:
         """Give the volume to the node; returns its record, and whether the node is the second one.
 
         One write, and two reads in parallel before it; a second node under ``dualAttachPolicy: KubeVirt`` needs two more rounds of
-        reads in between. Raises AttachRefused where a rule says no, NotFound where nothing in the cluster names the volume, and
-        ApiError where the API server could not tell or take it.
+        reads in between; the fence tells the box and writes once more. Raises AttachRefused where a rule says no, NotFound where
+        nothing in the cluster names the volume, ApiError where the API server could not tell or take it, and as ``Fence.settle``.
         """
         existence = asyncio.create_task(self._node_exists(node))
         try:
             record = await self.known(handle, caller=node, attaching=True)
             if record is None:
                 raise NotFound(f"volume {handle} is not known: no VolumeAttachmentRecord and no PersistentVolume names it")
+            held = record.status.attachment_of(node)
+            if held and held.leaving:
+                # The detach that began must end before the node is admitted anew, by the rules that hold then.
+                record = await self._end_detach(record, held, deadline=deadline)
             holder = transitions.needs_evidence(record, node, access)
             evidence = await self.evidence.look(record, holder, node) if holder else None
             node_exists = None if record.status.attachment_of(node) else await existence
             new_id = uuid.uuid4().hex[:16]
             decision = await self.store.change(
                 record,
-                lambda newest: transitions.attach(
-                    newest,
-                    node,
-                    access,
-                    now=self.api.clock.now(),
-                    new_id=new_id,
-                    node_exists=node_exists,
-                    evidence=evidence,
+                self.fence.noting(
+                    lambda newest: transitions.attach(
+                        newest,
+                        node,
+                        access,
+                        now=self.api.clock.now(),
+                        new_id=new_id,
+                        node_exists=node_exists,
+                        evidence=evidence,
+                    )
                 ),
             )
         finally:
@@ -112,40 +123,83 @@ class Attachments:
             if decision.reason in _NOTED:
                 await self._note(record, node, decision, evidence)
             raise AttachRefused(decision)
-        return decision.record, len(decision.record.status.attachments) > 1
+        record = await self.fence.settle(decision.record, deadline=deadline)
+        return record, len(record.status.attachments) > 1
 
-    async def detach(self, handle: str, node: str) -> bool:
+    async def detach(self, handle: str, node: str, *, deadline: float) -> bool:
         """Take the volume from the node, or from all nodes where ``node`` is empty; returns whether one of two nodes stays.
 
-        Raises Aborted where the detach is late: the node was attached anew meanwhile, or its VolumeAttachment is wanted again.
+        Raises Aborted where the detach is late: the node was attached anew meanwhile, or its VolumeAttachment is wanted again; and
+        as ``Fence.settle``, with the node still on the record.
         """
         if not node:
-            return await self._detach_all(handle)
-        record, wanted = await asyncio.gather(self.known(handle, caller=node, adopt=False), self._wanted(handle, node))
+            return await self._detach_all(handle, deadline=deadline)
+        record, wanted, force = await asyncio.gather(
+            self.known(handle, caller=node, adopt=False), self._wanted(handle, node), self._force(handle, node)
+        )
         if record is None:
             # Nobody ever recorded an attachment. The VolumeAttachment of this node goes when we answer OK, and those of others
             # are found when the volume is next attached.
             return False
         held = record.status.attachment_of(node)
-        if held and isinstance(wanted, ApiError):
-            raise wanted
-        seen = held.id if held else None
-        decision = await self.store.change(
-            record,
-            lambda newest: transitions.detach(newest, node, attachment_id=seen, wanted=wanted is True, now=self.api.clock.now()),
-        )
+        if held:
+            # Without the Node nobody knows whether what runs there may still write: a retry is cheaper than either guess.
+            for unknown in (wanted, force):
+                if isinstance(unknown, ApiError):
+                    raise unknown
+        forced = force if isinstance(force, Force) else None
+        seen, still = held.id if held else None, wanted is True
+
+        def begin(newest: Record) -> Decided | Refused:
+            now = self.api.clock.now()
+            return transitions.begin_detach(newest, node, attachment_id=seen, wanted=still, now=now, force=forced)
+
+        def end(newest: Record) -> Decided | Refused:
+            now = self.api.clock.now()
+            return transitions.detach(
+                newest, node, attachment_id=seen, wanted=still, now=now, force=forced, fenced=self.fence.enabled
+            )
+
+        if held and self.fence.enabled:
+            decision = await self.fence.expel(record, begin, end, deadline=deadline)
+        else:
+            decision = await self.store.change(record, self.fence.noting(end) if held else end)
         if isinstance(decision, Refused):
             raise rejection(decision)
         return bool(decision.record.status.attachments)
 
-    async def _detach_all(self, handle: str) -> bool:
+    async def _detach_all(self, handle: str, *, deadline: float) -> bool:
         record = await self.known(handle, caller=None, adopt=False)
-        if record is not None:
-            ids = [held.id for held in record.status.attachments]
-            await self.store.change(
-                record, lambda newest: transitions.detach_all(newest, attachment_ids=ids, now=self.api.clock.now())
-            )
+        if record is None or not record.status.attachments:
+            return False
+        held = record.status.attachments
+        found = await asyncio.gather(*(self._force(handle, one.node_name) for one in held))
+        forces: dict[str, Force] = {}
+        for one, force in zip(held, found, strict=True):
+            if isinstance(force, ApiError):
+                raise force
+            if force:
+                forces[one.node_name] = force
+        await self._take_off(record, held, forces, deadline=deadline)
         return False
+
+    async def _end_detach(self, record: Record, held: Attachment, *, deadline: float) -> Record:
+        return await self._take_off(record, (held,), {}, deadline=deadline)
+
+    async def _take_off(self, record: Record, held: Sequence[Attachment], forces: dict[str, Force], *, deadline: float) -> Record:
+        """Take these attachments off the record, unconditionally."""
+        ids = [one.id for one in held]
+
+        def end(newest: Record) -> Decided:
+            now = self.api.clock.now()
+            return transitions.detach_all(newest, attachment_ids=ids, now=now, force=forces, fenced=self.fence.enabled)
+
+        if self.fence.enabled:
+            begin = partial(begin_leaving, ids=ids, force=forces, now=self.api.clock.now())
+            decision = await self.fence.expel(record, begin, end, deadline=deadline)
+        else:
+            decision = await self.store.change(record, self.fence.noting(end))
+        return record if isinstance(decision, Refused) else decision.record
 
     async def known(self, handle: str, *, caller: str | None, adopt: bool = True, attaching: bool = False) -> Record | None:
         """Return the volume's initialized record; None where nothing names the volume.
@@ -237,6 +291,16 @@ class Attachments:
         except ApiError as error:
             return error
         return "deletionTimestamp" not in found
+
+    async def _force(self, handle: str, node: str) -> Force | ApiError | None:
+        """Return why a detach from the node is forced, None where it is not; an error where nobody knows."""
+        try:
+            found = await self.api.get(f"{_NODES}/{node}")
+        except ObjectNotFound:
+            return force_of(node, None, handle, self.driver)
+        except ApiError as error:
+            return error
+        return force_of(node, found, handle, self.driver)
 
     async def _name_unready(self, record: Record, refused: Refused) -> Refused:
         """Name the holders that are not ready; one that cannot be read is passed over."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from rds_csi.capacity import Reserve
 from rds_csi.contexts import DEFAULT_NVME_PORT
+from rds_csi.fence_mode import FenceMode
 from rds_csi.identity import check_driver_name
 from rds_csi.node.nvme import DEFAULT_MANAGED_PREFIX, MANAGED_PREFIX_VARIABLE, check_managed_prefix
 from rds_csi.node.registration import registration_socket
@@ -43,7 +44,7 @@ may be on two nodes for as long as a KubeVirt live migration takes.
 CONTROLLER: Final = """\
 Serve the CSI Identity and Controller services, beside csi-provisioner, csi-attacher, csi-resizer and csi-snapshotter. Who may use a
 volume is read from and written to its VolumeAttachmentRecord (kubectl get var); the box is reached over SSH for volumes and
-snapshots, never to attach. Any number of replicas may run. It starts, attaches and detaches while the box is away.
+snapshots, and to attach only with --fence. Any number of replicas may run. It starts, attaches and detaches while the box is away.
 """
 
 NODE: Final = """\
@@ -120,6 +121,12 @@ def _controller(flags: argparse.ArgumentParser, environment: Mapping[str, str]) 
         default="5%",
         metavar="SIZE",
         kind=Reserve.parse,
+    )
+    add(
+        "--fence",
+        "whether the box refuses nodes that a volume is not attached to (never tried on hardware), or takes any",
+        default=FenceMode.NONE.value,
+        choices=[mode.value for mode in FenceMode],
     )
     add("--kubeconfig", "how to reach the API server; empty: as a pod does", metavar="FILE", variables=["KUBECONFIG"])
 
@@ -219,6 +226,7 @@ def read(argv: Sequence[str] | None, environment: Mapping[str, str]) -> tuple[Se
         slot_names=SlotNames(chosen.slot_names),
         pool_reserve=chosen.pool_reserve,
         snapshot_backend=SnapshotMode(chosen.snapshot_backend),
+        fence=FenceMode(chosen.fence),
         kubeconfig=chosen.kubeconfig,
     )
     return settings, chosen

@@ -261,14 +261,16 @@ class Controller(csi_pb2_grpc.ControllerServicer):
     async def ControllerPublishVolume(  # noqa: N802
         self,
         request: csi_pb2.ControllerPublishVolumeRequest,
-        context: object,  # noqa: ARG002
+        context: grpc.aio.ServicerContext,
     ) -> csi_pb2.ControllerPublishVolumeResponse:
         """Give a volume to a node."""
         asked = requests.controller_publish(request)
         async with self.locks.hold(asked.handle):
             with self._attachment_operation(attach=True) as measured:
                 try:
-                    record, second = await self.attachments.attach(asked.handle, asked.node, asked.capability.access)
+                    record, second = await self.attachments.attach(
+                        asked.handle, asked.node, asked.capability.access, deadline=_deadline(context)
+                    )
                 except AttachRefused as error:
                     if error.refused.reason in CONFLICTS:
                         self.metrics.conflicts.inc()
@@ -279,13 +281,13 @@ class Controller(csi_pb2_grpc.ControllerServicer):
     async def ControllerUnpublishVolume(  # noqa: N802
         self,
         request: csi_pb2.ControllerUnpublishVolumeRequest,
-        context: object,  # noqa: ARG002
+        context: grpc.aio.ServicerContext,
     ) -> csi_pb2.ControllerUnpublishVolumeResponse:
         """Take a volume from a node, or from all."""
         asked = requests.controller_unpublish(request)
         async with self.locks.hold(asked.handle):
             with self._attachment_operation(attach=False) as measured:
-                others_stay = await self.attachments.detach(asked.handle, asked.node)
+                others_stay = await self.attachments.detach(asked.handle, asked.node, deadline=_deadline(context))
                 measured.operation = "detach_partial" if others_stay else "detach"
         return csi_pb2.ControllerUnpublishVolumeResponse()
 

@@ -18,6 +18,7 @@ RECONNECT_BUCKETS: Final = (0.1, 0.5, 1, 2, 5, 10, 30, 60)
 
 STATUSES: Final = ("success", "failure")
 VOLUME_OPERATIONS: Final = ("create", "delete", "expand", "create_snapshot", "delete_snapshot")
+FENCE_OPERATIONS: Final = ("hosts", "cycle")
 ATTACHMENT_OPERATIONS: Final = ("attach", "attach_secondary", "detach", "detach_partial")
 
 
@@ -68,6 +69,12 @@ class ShimMetrics:
             buckets=ATTACHMENT_BUCKETS,
             registry=self.registry,
         )
+        self.fence_changes = Counter(
+            "rds_csi_fence_changes_total",
+            "Times that the box was told which hosts to accept, and to drop all sessions of the volume as well (cycle)",
+            ("operation", "status"),
+            registry=self.registry,
+        )
         self.box_connected = Gauge(
             "rds_csi_rds_connection_state", "1 while the SSH link to the box works", ("address",), registry=self.registry
         )
@@ -94,6 +101,9 @@ class ShimMetrics:
             self.attaches.labels(status)
             self.detaches.labels(status)
             self.box_reconnects.labels(status)
+        for operation in FENCE_OPERATIONS:
+            for status in STATUSES:
+                self.fence_changes.labels(operation, status)
         for operation in ATTACHMENT_OPERATIONS:
             self.attachment_durations.labels(operation)
 

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from rds_csi.attachments import Attachments
 from rds_csi.controller import Addresses, Controller
 from rds_csi.expansions import Expansions
+from rds_csi.fence import Fence, FenceWatch
 from rds_csi.identity import Identity, Readiness
 from rds_csi.interceptors import RpcInterceptor
 from rds_csi.metrics import BoxLink, ShimMetrics
@@ -70,14 +71,17 @@ async def controller(settings: ControllerSettings) -> None:
         transport = await stack.enter_async_context(Transport(box_at, BoxLink(metrics, settings.rds_address)))
         store = RecordStore(api)
         ready = Readiness(lambda: api.get("/version"))
+        box = Box(transport)
+        fence = Fence(settings.fence, box, store, api.clock, settings.nvme_port, metrics)
+        locks = VolumeLocks()
         attachments = Attachments(
             api,
             store,
             MigrationEvidence(api, settings.driver_name),
+            fence,
             driver=settings.driver_name,
             base_path=settings.rds_volume_base_path,
         )
-        box = Box(transport)
         backend = BtrfsBackend(Subvolumes(transport), box, FilePath(settings.rds_volume_base_path), settings.snapshot_backend)
         service = Controller(
             attachments=attachments,
@@ -96,7 +100,7 @@ async def controller(settings: ControllerSettings) -> None:
             addresses=_addresses(settings),
             base_path=settings.rds_volume_base_path,
             metrics=metrics,
-            locks=VolumeLocks(),
+            locks=locks,
             reserve=settings.pool_reserve,
         )
 
@@ -105,6 +109,7 @@ async def controller(settings: ControllerSettings) -> None:
             return good, {"api_server": ready.trouble or "ok", "box": str(transport.trouble or "ok")}
 
         await stack.enter_async_context(_background(_reconcile(attachments)))
+        await stack.enter_async_context(_background(FenceWatch(fence, locks).run()))
         await stack.enter_async_context(_background(backend.find_out()))
         await _serve(settings, [service], ready, readiness, metrics.registry, metrics.rpcs)
 

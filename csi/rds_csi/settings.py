@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rds_csi.capacity import NO_RESERVE, Reserve
 from rds_csi.contexts import DEFAULT_NVME_PORT
+from rds_csi.fence_mode import FenceMode
 from rds_csi.node import health, orphan_sessions
 from rds_csi.node.nvme import DEFAULT_MANAGED_PREFIX
 from rds_csi.routeros.options import DEFAULT_KEY_FILE
@@ -54,6 +55,7 @@ class ControllerSettings(Settings):
     slot_names: SlotNames = SlotNames.HANDLE
     snapshot_backend: SnapshotMode = SnapshotMode.AUTO
     pool_reserve: Reserve = NO_RESERVE
+    fence: FenceMode = FenceMode.NONE
     kubeconfig: str = ""
     """Empty: as a pod reaches its API server."""
 

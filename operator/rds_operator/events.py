@@ -26,6 +26,7 @@ class EventReason(Reason):
     ATTACHMENT_CONFLICT = "AttachmentConflict"
     VOLUME_ATTACHED = "VolumeAttached"
     VOLUME_DETACHED = "VolumeDetached"
+    VOLUME_FORCE_DETACHED = "VolumeForceDetached"
     ORPHAN_DETECTED = "OrphanDetected"
 
     @property
@@ -43,6 +44,7 @@ _WARNINGS: Final = frozenset(
         EventReason.MIGRATION_LEAVING_BLOCKED,
         EventReason.FOREIGN_POD,
         EventReason.ATTACHMENT_CONFLICT,
+        EventReason.VOLUME_FORCE_DETACHED,
         EventReason.ORPHAN_DETECTED,
     }
 )

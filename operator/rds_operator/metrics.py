@@ -44,6 +44,11 @@ class OperatorMetrics:
             buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
+        self.forced_detaches = Counter(
+            "rds_csi_attachment_forced_detaches",
+            "Nodes from which a volume was taken without proof that they had let go of it.",
+            registry=self.registry,
+        )
         self.clock_clamps = Counter(
             "rds_csi_migration_clock_clamps",
             "Windows that ended before they began according to the clocks; their duration counts as 0.",
@@ -73,7 +78,10 @@ class OperatorMetrics:
         """Count one announced transition, or the totals that collapsed ones left."""
         if entry.kind in RESULTS:
             self.migrations.labels(RESULTS[entry.kind]).inc()
+        if entry.kind is Announcement.FORCED_DETACH:
+            self.forced_detaches.inc()
         if entry.counts:
+            self.forced_detaches.inc(entry.counts.forced_detaches)
             self.migrations.labels("success").inc(entry.counts.succeeded)
             self.migrations.labels("failed").inc(entry.counts.failed)
             self.migrations.labels("timeout").inc(entry.counts.timed_out)

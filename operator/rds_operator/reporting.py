@@ -49,6 +49,7 @@ REASONS: Final = {
     Announcement.LONG_RUN: EventReason.MIGRATION_LONG_RUN,
     Announcement.LEAVING_BLOCKED: EventReason.MIGRATION_LEAVING_BLOCKED,
     Announcement.FOREIGN_POD: EventReason.FOREIGN_POD,
+    Announcement.FORCED_DETACH: EventReason.VOLUME_FORCE_DETACHED,
 }
 """Collapsed entries are missing: they are totals, without an Event."""
 

@@ -37,6 +37,8 @@ def test_every_label_value_is_there_at_zero_from_the_start() -> None:
     for operation in ("attach", "attach_secondary", "detach", "detach_partial"):
         assert value(registry, "rds_csi_attachment_operation_duration_seconds_count", operation=operation) == 0
     assert value(registry, "rds_csi_attachment_conflicts_total") == 0
+    for operation in ("hosts", "cycle"):
+        assert value(registry, "rds_csi_fence_changes_total", operation=operation, status="failure") == 0
     assert value(registry, "rds_csi_rds_connection_state", address="10.0.0.5") == 0
     assert value(registry, "rds_csi_rds_reconnect_duration_seconds_count") == 0
     assert value(registry, "rds_csi_box_last_success_timestamp_seconds") == 0
@@ -46,7 +48,7 @@ def test_all_names_are_known_to_users_of_the_go_driver_or_of_csi() -> None:
     text = generate_latest(ShimMetrics().registry).decode()
     names = {family.name for family in text_string_to_metric_families(text) if not family.name.endswith("_created")}
     assert all(name.startswith(("rds_csi_", "csi_plugin_operations_seconds")) for name in names)
-    assert len(names) == 11
+    assert len(names) == 12
 
 
 def test_buckets_are_those_of_the_go_driver() -> None:

@@ -5,7 +5,7 @@ checked when they are made. See ``errors`` for everything that can go wrong.
 """
 
 from rds_csi.routeros.box import Box, Capacity, Disk, File, Leftover
-from rds_csi.routeros.commands import DiskSpec, FilePath, Label, Nqn, Slot
+from rds_csi.routeros.commands import DiskSpec, Export, FilePath, Label, Nqn, Slot
 from rds_csi.routeros.errors import (
     AlreadyThere,
     BoxBusy,
@@ -51,6 +51,7 @@ __all__ = [
     "Disk",
     "DiskInTheWay",
     "DiskSpec",
+    "Export",
     "File",
     "FileInTheWay",
     "FilePath",

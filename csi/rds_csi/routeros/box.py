@@ -5,11 +5,12 @@ OutcomeUnknown is followed by a read before anything is sent again.
 """
 
 import enum
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from rds_csi.routeros import commands, exchange, readings
-from rds_csi.routeros.commands import DiskSpec, FilePath, Slot
+from rds_csi.routeros.commands import DiskSpec, Export, FilePath, Slot
 from rds_csi.routeros.errors import (
     AlreadyThere,
     BoxBusy,
@@ -39,6 +40,13 @@ class Disk:
     exported: bool
     nqn: str | None
     port: int | None
+    hosts: frozenset[str] = frozenset()
+    """The host NQNs that may connect; empty: every host, or not exported."""
+
+    def is_exported_as(self, export: Export) -> bool:
+        """Tell whether it is exported so, to these hosts and no others."""
+        found = (self.exported, self.nqn, self.port, self.hosts)
+        return found == (True, str(export.nqn), export.port, frozenset(map(str, export.hosts)))
 
     def differences(self, spec: DiskSpec) -> dict[str, Difference]:
         """Name the fields that are not as the specification wants them."""
@@ -254,6 +262,34 @@ class Box:
             raise doubt or ReadBackMismatch(f"disk {slot}", {"size": Difference(size, disk.size)})
         return disk
 
+    async def allow_hosts(self, export: Export, *, cycle: bool = False, deadline: float) -> None:
+        """Export the disk to these hosts and no others, or find it so; with ``cycle`` every session is dropped as well.
+
+        Linux looks at the list when a host connects, and lets its sessions live (drivers/nvme/target/fabrics-cmd.c); what RouterOS
+        does is not known. So the list is changed and read back first: whoever is dropped then and is not on it does not come back.
+
+        Safe to call again after any failure and after a crash at any point: what is there is read first, and where the crash was
+        between the end of the export and its beginning, the disk is found without export and gets it back, with the list.
+
+        Raises:
+            NoSuchItem: there is no disk in the slot.
+            DiskInTheWay: it is exported under another NQN.
+            ReadBackMismatch: the box took the command and does not keep what it says.
+            BoxBusy: the box does not end the export.
+        """
+        disk = await self.disk(export.slot, deadline=deadline)
+        if disk is None:
+            raise NoSuchItem(f"there is no disk in slot {export.slot}")
+        if disk.nqn not in (None, str(export.nqn)):
+            raise DiskInTheWay(export.slot, {"nvme-tcp-server-nqn": Difference(str(export.nqn), disk.nqn)})
+        if not disk.is_exported_as(export):
+            only_hosts = disk.exported and disk.port == export.port
+            command = commands.allow_hosts(export) if only_hosts else commands.export_to_hosts(export)
+            await self._set_export(command, export, deadline)
+        if cycle:
+            await self._set_export(commands.unexport_disk(export.slot), None, deadline, slot=export.slot)
+            await self._set_export(commands.export_to_hosts(export), export, deadline)
+
     async def delete_disk(self, slot: Slot, *, path: FilePath | None = None, deadline: float) -> None:
         """Remove the disk, or find it gone; its file stays. With ``path``: only a disk of that file.
 
@@ -298,6 +334,25 @@ class Box:
             raise trouble or BoxBusy(f"file {path} is still there after its removal")
 
     # Steps
+
+    async def _set_export(self, command: str, export: Export | None, deadline: float, *, slot: Slot | None = None) -> None:
+        """Change how a disk is exported (None: not at all), and read it back."""
+        doubt: OutcomeUnknown | None = None
+        slot = export.slot if export else slot
+        assert slot is not None  # noqa: S101 one of the two is there
+        try:
+            await exchange.change(self._runner, command, deadline)
+        except OutcomeUnknown as error:
+            doubt = error
+        with after_a_change():
+            disk = await self.disk(slot, deadline=deadline)
+        if disk is None:
+            raise NoSuchItem(f"disk {slot} is gone since its export was changed")
+        if export is None:
+            if disk.exported:
+                raise doubt or BoxBusy(f"disk {slot} is still exported after nvme-tcp-export=no")
+        elif not disk.is_exported_as(export):
+            raise doubt or ReadBackMismatch(f"the export of disk {slot}", _export_differences(disk, export))
 
     async def _as_specified(self, disk: Disk, spec: DiskSpec, deadline: float) -> Disk:
         """Take the disk that is in the slot already, if it is ours; give its export back to one that only lacks that."""
@@ -359,7 +414,23 @@ def _disk(entry: Entry) -> Disk:
         exported=exported,
         nqn=values.get("nvme-tcp-server-nqn") if exported else None,
         port=entry.number("nvme-tcp-server-port") if exported else None,
+        hosts=_hosts(values.get("nvme-tcp-server-allow-host-name", "")) if exported else frozenset(),
     )
+
+
+def _export_differences(disk: Disk, export: Export) -> dict[str, Difference]:
+    pairs: dict[str, tuple[object, object]] = {
+        "nvme-tcp-export": ("yes", "yes" if disk.exported else "no"),
+        "nvme-tcp-server-nqn": (str(export.nqn), disk.nqn),
+        "nvme-tcp-server-port": (export.port, disk.port),
+        "nvme-tcp-server-allow-host-name": (repr(export.host_list), repr(",".join(sorted(disk.hosts)))),
+    }
+    return {field: Difference(wanted, found) for field, (wanted, found) in pairs.items() if wanted != found}
+
+
+def _hosts(value: str) -> frozenset[str]:
+    """Read a list of hosts in any order; RouterOS separates the elements of a list by commas or semicolons when it prints them."""
+    return frozenset(name for name in re.split(r"[,; ]+", value) if name)
 
 
 def _checked(disk: Disk, spec: DiskSpec) -> Disk:

@@ -108,6 +108,26 @@ class Label(str):
 
 
 @dataclass(frozen=True)
+class Export:
+    """How a disk is exported over NVMe/TCP: on ``port`` under ``nqn``, to these hosts; to every host where ``hosts`` is empty."""
+
+    slot: Slot
+    nqn: Nqn
+    port: int
+    hosts: frozenset[Nqn]
+
+    def __post_init__(self) -> None:
+        """Check the port; InvalidName."""
+        if not 0 < self.port < 65536:
+            raise InvalidName(f"not a TCP port: {self.port}")
+
+    @property
+    def host_list(self) -> str:
+        """The value of ``nvme-tcp-server-allow-host-name``: host NQNs, comma separated."""
+        return ",".join(sorted(self.hosts))
+
+
+@dataclass(frozen=True)
 class DiskSpec:
     """A file-backed disk as it should be: ``size`` in bytes, exact; exported over NVMe/TCP on ``port`` under ``nqn``."""
 
@@ -243,6 +263,24 @@ def add_disk(spec: DiskSpec) -> str:
 def export_disk(spec: DiskSpec) -> str:
     """Export a disk that exists."""
     return f"/disk set [find slot={spec.slot}] nvme-tcp-export=yes nvme-tcp-server-port={spec.port} nvme-tcp-server-nqn={spec.nqn}"
+
+
+def allow_hosts(export: Export) -> str:
+    """Say which hosts may connect to a disk that is exported."""
+    return f'/disk set [find slot={export.slot}] nvme-tcp-server-allow-host-name="{export.host_list}"'
+
+
+def export_to_hosts(export: Export) -> str:
+    """Export a disk that exists; in one command with its list, so that there is no moment with the export and without the list."""
+    return (
+        f"/disk set [find slot={export.slot}] nvme-tcp-export=yes nvme-tcp-server-port={export.port}"
+        f' nvme-tcp-server-nqn={export.nqn} nvme-tcp-server-allow-host-name="{export.host_list}"'
+    )
+
+
+def unexport_disk(slot: Slot) -> str:
+    """End the export of a disk; the disk stays."""
+    return f"/disk set [find slot={slot}] nvme-tcp-export=no"
 
 
 def remove_disk(slot: Slot) -> str:

@@ -158,6 +158,7 @@ def test_list_keys_are_those_that_the_transitions_keep_apart() -> None:
     keys = {name: part["x-kubernetes-list-map-keys"] for name, part in STATUS["properties"].items() if part["type"] == "array"}
     assert keys == {
         "attachments": ["nodeName"],
+        "forcedDetaches": ["id"],
         "history": ["id"],
         "outbox": ["id"],
         "refusals": ["nodeName"],
