@@ -157,10 +157,10 @@ class Attachments:
         def end(newest: Record) -> Decided | Refused:
             now = self.api.clock.now()
             return transitions.detach(
-                newest, node, attachment_id=seen, wanted=still, now=now, force=forced, fenced=self.fence.enabled
+                newest, node, attachment_id=seen, wanted=still, now=now, force=forced, fenced=self.fence.guards(newest)
             )
 
-        if held and self.fence.enabled:
+        if held and self.fence.guards(record):
             decision = await self.fence.expel(record, begin, end, deadline=deadline)
         else:
             decision = await self.store.change(record, self.fence.noting(end) if held else end)
@@ -192,9 +192,9 @@ class Attachments:
 
         def end(newest: Record) -> Decided:
             now = self.api.clock.now()
-            return transitions.detach_all(newest, attachment_ids=ids, now=now, force=forces, fenced=self.fence.enabled)
+            return transitions.detach_all(newest, attachment_ids=ids, now=now, force=forces, fenced=self.fence.guards(newest))
 
-        if self.fence.enabled:
+        if self.fence.guards(record):
             begin = partial(begin_leaving, ids=ids, force=forces, now=self.api.clock.now())
             decision = await self.fence.expel(record, begin, end, deadline=deadline)
         else:

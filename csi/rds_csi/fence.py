@@ -63,6 +63,10 @@ class Fence:
         """Whether the box is told who may connect."""
         return self.mode is FenceMode.ALLOW_HOST_NAME
 
+    def guards(self, record: Record) -> bool:
+        """Tell whether the box is told who may connect to this volume: not where the record does not say which disk it is."""
+        return self.enabled and record.spec.target is not None
+
     def noting(self, decide: Decision) -> Decision:
         """Return the decision with what it means for the box on the record: part of the same write."""
 
@@ -70,7 +74,8 @@ class Fence:
             decided = decide(newest)
             if isinstance(decided, Refused) or not decided.changed:
                 return decided
-            return Decided(fencing.noted(newest, decided.record, enabled=self.enabled, now=self.clock.now()), changed=True)
+            enabled = self.guards(newest)
+            return Decided(fencing.noted(newest, decided.record, enabled=enabled, now=self.clock.now()), changed=True)
 
         return decision
 
@@ -79,7 +84,7 @@ class Fence:
 
         Raises Unavailable where the box cannot be reached, FailedPrecondition where it refuses; the record says so too.
         """
-        if fencing.is_confirmed(record) if self.enabled else not fencing.list_may_exist(record):
+        if record.spec.target is None or (fencing.is_confirmed(record) if self.enabled else not fencing.list_may_exist(record)):
             return record
         decided = await self._bring_in_line(record, _as_it_is, cycle=False, deadline=deadline)
         return record if isinstance(decided, Refused) else decided.record

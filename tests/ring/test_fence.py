@@ -295,6 +295,42 @@ def test_a_shim_killed_at_a_write_of_a_forced_unpublish_leaves_it_to_the_next(
     cluster.forget(handle)
 
 
+@pytest.mark.parametrize("applied", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("reason", ["Changing", "HostsConfirmed"])
+def test_a_shim_killed_at_a_write_of_a_publish_leaves_it_to_the_next(
+    shims: Callable[..., tuple[Shim, Csi]], cluster: Cluster, fence_box: SimulatedBox, proxy: Proxy, reason: str, applied: bool
+) -> None:
+    shim, csi = shims(through=proxy)
+    node = cluster.make_node()
+    handle = make(csi, cluster)
+    rule = proxy.freeze("PUT", STATUS, body=f'"{reason}"', applied=applied)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(code_of, lambda: csi.publish(handle, node))
+        rule.wait_hit()
+        shim.kill()
+        rule.release(cut=True)
+        assert call.result() == "UNAVAILABLE"
+    shim.start()
+    csi.publish(handle, node)
+    assert_only(cluster, fence_box, handle, node)
+    cluster.forget(handle)
+
+
+def test_a_detach_waits_where_nobody_can_tell_whether_it_is_forced(
+    shims: Callable[..., tuple[Shim, Csi]], cluster: Cluster, proxy: Proxy
+) -> None:
+    csi = shims("--fence=none", through=proxy)[1]
+    node = cluster.make_node()
+    handle = make(csi, cluster)
+    csi.publish(handle, node)
+    with proxy.fail("GET", f"/nodes/{node}$", status=504):
+        assert code_of(lambda: csi.unpublish(handle, node)) == "UNAVAILABLE"
+    assert attached(cluster, handle) == {node}
+    csi.unpublish(handle, node)
+    assert not status(cluster, handle).get("forcedDetaches")
+    cluster.forget(handle)
+
+
 def assert_only(cluster: Cluster, box: SimulatedBox, handle: str, *nodes: str) -> None:
     """Assert that record and box know these nodes and no others."""
     assert attached(cluster, handle) == set(nodes)
