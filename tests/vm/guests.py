@@ -112,7 +112,7 @@ class Guest(Process):
         self.share = share
         self.disk = disk
         self.ports = {port: free_port() for port in (CONTROL_PORT, *forwards)}
-        self._monitor = socket_path(folder, "qmp")
+        self._monitor = socket_path(folder, f"{name}.qmp")
         self._seen = 0
         boot = bootable()
         (share / f"{name}.paths").write_text("".join(f"{path}\n" for path in _needed()))
@@ -120,7 +120,7 @@ class Guest(Process):
         words = f"{KERNEL_WORDS} tsc_early_khz={counter_khz()} {identity}"
         forwarded = "".join(f",hostfwd=tcp:{LOOPBACK}:{here}-:{there}" for there, here in self.ports.items())
         argv: list[str | Path] = [
-            "qemu-system-x86_64",
+            *("qemu-system-x86_64", "-name", name),
             # Emulation everywhere: a ring must not depend on what the machine's processor lends.
             *("-accel", "tcg,thread=multi", "-machine", "pc,usb=off,vmport=off", "-cpu", "max", "-smp", "1", "-m", str(memory)),
             *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot"),

@@ -70,6 +70,11 @@ def test_a_cut_storage_network_loses_the_session_and_nothing_else(export: Export
     eventually("the session is back", lambda: export.state(node_a) == "live", timeout=60)
 
 
+def test_orders_reach_the_machine_that_they_are_meant_for(target: Guest, node_a: Guest, node_b: Guest) -> None:
+    for guest in (target, node_a, node_b):
+        assert guest.qmp("query-name") == {"name": guest.name}
+
+
 def test_a_frozen_guest_goes_on_where_it_was(node_a: Guest) -> None:
     node_a.sh("echo here > /run/before")
     node_a.freeze()
