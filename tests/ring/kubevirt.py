@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -136,6 +137,15 @@ def remove_kinds(api: Api) -> None:
 class KubeVirt:
     """virt-controller and the virt-handlers of one test's namespace; the kinds must be installed."""
 
+    pod: Mapping[str, Any] = {}
+    """What the spec of its pods has beyond a virt-launcher's, or instead of it."""
+
+    container: Mapping[str, Any] = {}
+    """The same for their containers."""
+
+    patience = 30.0
+    """Seconds that a step of a VM's start may take."""
+
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.api = cluster.api
@@ -178,8 +188,8 @@ class KubeVirt:
         self.write_vmi(vm, {"phase": "Scheduling", "activePods": {vm.launcher.uid: ""}})
         vm.launcher = self._bind_launcher(vm, vm.launcher, node)
         vm.pods.append(vm.launcher)
-        eventually(f"the disks of {name} are attached to {node}", lambda: self.attached(vm.handles, node))
-        self._set_phase(vm.launcher, "Running")
+        eventually(f"the disks of {name} are attached to {node}", lambda: self.attached(vm.handles, node), timeout=self.patience)
+        eventually(f"{vm.launcher.name} runs", lambda: self._set_phase(vm.launcher, "Running"), timeout=self.patience)
         self.write_vmi(vm, {"phase": "Scheduled", "nodeName": node, "activePods": {vm.launcher.uid: node}})
         self._move_label(vm, node)
         migratable = {"type": "LiveMigratable", "status": "True", "reason": "", "message": ""}
@@ -195,19 +205,23 @@ class KubeVirt:
         vm.pods.remove(vm.launcher)
         vm.launcher = self._attach_hotplugged(vm, vm.launcher, [disk])
         vm.pods.append(vm.launcher)
-        eventually(f"{claim} is attached to {vm.node}", lambda: self.attached([disk.handle], vm.node))
-        self._set_attachment_pods(vm.launcher, "Running")
+        eventually(f"{claim} is attached to {vm.node}", lambda: self.attached([disk.handle], vm.node), timeout=self.patience)
+        eventually(
+            f"the pods with the hotplugged disks of {vm.name} run",
+            lambda: self._set_attachment_pods(vm.launcher, "Running"),
+            timeout=self.patience,
+        )
 
     def stop(self, vm: Vm, *, unmount: bool = True) -> None:
         """Stop a VM: its pods end and go, then the instance; without ``unmount`` the node still says that the disks are in use."""
         self.api.delete(VMI, vm.name, self.namespace)
-        self._set_phase(vm.launcher, "Succeeded")
+        eventually(f"{vm.launcher.name} ends", lambda: self._set_phase(vm.launcher, "Succeeded"), timeout=self.patience)
         self.write_vmi(vm, {"phase": "Succeeded"})
         for launcher in vm.pods:
             self._delete_pods(launcher)
         if unmount:
-            for launcher in vm.pods:
-                self.release(vm, launcher)
+            for launcher in list(vm.pods):
+                eventually(f"{launcher.node} has let go of the disks", partial(self.release, vm, launcher), timeout=self.patience)
         self._drop_finalizers(VMI, vm.name)
 
     def vmi(self, vm: Vm) -> Object:
@@ -274,12 +288,19 @@ class KubeVirt:
         """Return whether none of these volumes has a VolumeAttachment for a node."""
         return all(self.cluster.attachment(handle, node) is None for handle in handles)
 
-    def release(self, vm: Vm, launcher: Launcher) -> None:
-        """Unmount a VM's disks for a launcher pod that has ended; what another pod of the VM uses on that node stays in use."""
+    def release(self, vm: Vm, launcher: Launcher) -> bool:
+        """Unmount a VM's disks for a launcher pod that has ended; return whether its node says that they are not in use.
+
+        What another pod of the VM uses on that node stays in use.
+        """
         vm.pods[:] = [other for other in vm.pods if other.uid != launcher.uid]
         if launcher.node and not any(other.node == launcher.node for other in vm.pods):
-            for handle in vm.handles:
-                self.cluster.release_detach(launcher.node, handle)
+            return self._unmounted(vm.handles, launcher.node)
+        return True
+
+    def hand_over(self, source: Launcher, target: Launcher) -> bool:
+        """Let the machine itself go over from one pod to the other; return whether it has. Here there is no machine."""
+        return True
 
     def write_vmi(self, vm: Vm, status: Mapping[str, Any]) -> None:
         """Write into the instance's status; VirtualMachineInstance has no status subresource."""
@@ -324,9 +345,7 @@ class KubeVirt:
     def _bind_launcher(self, vm: Vm, launcher: Launcher, node: str) -> Launcher:
         """Bind a launcher pod; from then on its node says that its disks are in use."""
         self._bind(launcher.name, node)
-        for disk in vm.disks:
-            if not disk.hotplugged:
-                self.cluster.hold_detach(node, disk.handle)
+        self._mounted([disk.handle for disk in vm.disks if not disk.hotplugged], node)
         return Launcher(launcher.name, launcher.uid, node, launcher.attachment_pods)
 
     def _attach_hotplugged(self, vm: Vm, launcher: Launcher, disks: Sequence[Disk], run: Run | None = None) -> Launcher:
@@ -335,8 +354,7 @@ class KubeVirt:
         owner = {"apiVersion": "v1", "kind": "Pod", "name": launcher.name, "uid": launcher.uid}
         pod = self._make_pod("hp-volume", "hotplug-disk", disks, labels, {}, owner)
         self._bind(pod["metadata"]["name"], launcher.node)
-        for disk in disks:
-            self.cluster.hold_detach(launcher.node, disk.handle)
+        self._mounted([disk.handle for disk in disks], launcher.node)
         made = (pod["metadata"]["name"], pod["metadata"]["uid"])
         return Launcher(launcher.name, launcher.uid, launcher.node, (*launcher.attachment_pods, made))
 
@@ -368,8 +386,9 @@ class KubeVirt:
                 "spec": {
                     "restartPolicy": "Never",
                     "terminationGracePeriodSeconds": 60,
-                    "containers": [{"name": container, "image": "virt-launcher", "volumeDevices": devices}],
-                    "volumes": volumes,
+                    "containers": [{"name": container, "image": "virt-launcher", "volumeDevices": devices, **self.container}],
+                    **self.pod,
+                    "volumes": [*volumes, *self.pod.get("volumes", [])],
                 },
             }
         )
@@ -383,16 +402,37 @@ class KubeVirt:
         }
         self.api.request("POST", path_of("Pod", pod, self.namespace, "binding"), binding)
 
-    def _set_phase(self, launcher: Launcher, phase: str, *, ready: bool = True) -> None:
-        self._write_pod(launcher.name, phase, ready=ready)
-        self._set_attachment_pods(launcher, phase)
+    def _set_phase(self, launcher: Launcher, phase: str, *, ready: bool = True) -> bool:
+        """Let a launcher pod and its attachment pods come to a phase; return whether they have."""
+        return self._set_pod(launcher, phase, ready=ready) and self._set_attachment_pods(launcher, phase)
 
-    def _set_attachment_pods(self, launcher: Launcher, phase: str) -> None:
+    def _set_attachment_pods(self, launcher: Launcher, phase: str) -> bool:
+        if phase == "Running":
+            return all(self._set_pod(Launcher(name, uid, launcher.node), phase) for name, uid in launcher.attachment_pods)
         for name, _ in launcher.attachment_pods:
-            if phase == "Running":
-                self._write_pod(name, phase)
-            else:
-                self.api.delete("Pod", name, self.namespace, grace=0)
+            self._delete_pod(name)
+        return True
+
+    # What kubelets do, played
+
+    def _mounted(self, handles: Iterable[str], node: str) -> None:
+        """Let a node say that volumes are in use there, as its kubelet says once a pod is bound."""
+        for handle in handles:
+            self.cluster.hold_detach(node, handle)
+
+    def _unmounted(self, handles: Iterable[str], node: str) -> bool:
+        """Let a node say that volumes are in use no more; return whether it does."""
+        for handle in handles:
+            self.cluster.release_detach(node, handle)
+        return True
+
+    def _set_pod(self, launcher: Launcher, phase: str, *, ready: bool = True) -> bool:
+        """Let one pod come to a phase; return whether it has."""
+        self._write_pod(launcher.name, phase, ready=ready)
+        return True
+
+    def _delete_pod(self, name: str) -> None:
+        self.api.delete("Pod", name, self.namespace, grace=0)
 
     def _write_pod(self, name: str, phase: str, *, ready: bool = True) -> None:
         value = "True" if phase == "Running" and ready else "False"
@@ -402,7 +442,7 @@ class KubeVirt:
 
     def _delete_pods(self, launcher: Launcher) -> None:
         for name in (launcher.name, *(name for name, _ in launcher.attachment_pods)):
-            self.api.delete("Pod", name, self.namespace, grace=0)
+            self._delete_pod(name)
 
 
 class Run:
@@ -611,8 +651,7 @@ class Run:
         return True
 
     def _run_target(self) -> bool:
-        self.kubevirt._set_phase(self.target, "Running")
-        return True
+        return self.kubevirt._set_phase(self.target, "Running")
 
     def _hand_off(self) -> bool:
         # The first write that names this run; what was there of an earlier one goes.
@@ -632,6 +671,8 @@ class Run:
         return self._write_state()
 
     def _move(self) -> bool:
+        if not self.kubevirt.hand_over(self.source, self.target):
+            return False
         self.state["endTimestamp"] = _now()
         known = self.kubevirt.vmi(self.vm)["status"].get("migrationState", {})
         state = {**dict.fromkeys(known), **self.state}
@@ -679,15 +720,13 @@ class Run:
             return True
         if launcher is self.target and Step.POD_RUNNING not in self.done:
             self.kubevirt._delete_pods(launcher)
-        else:
-            self.kubevirt._set_phase(launcher, phase)
-        return True
+            return True
+        return self.kubevirt._set_phase(launcher, phase)
 
     def _unmount(self, launcher: Launcher) -> bool:
         if launcher.node in self.kubevirt.lost:
             return self._forced_off(launcher)
-        self.kubevirt.release(self.vm, launcher)
-        return True
+        return self.kubevirt.release(self.vm, launcher)
 
     def _forced_off(self, launcher: Launcher) -> bool:
         return self.kubevirt.detached(self.vm.handles, launcher.node)
