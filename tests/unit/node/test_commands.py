@@ -157,3 +157,45 @@ def test_the_loop_that_the_plugin_runs_on_ends_commands_too(tmp_path: Path) -> N
         family = runner.run(late())
     assert os.getpid() not in family
     assert len(family) == 2
+
+
+# A process as ``rds-csi node`` is one: its commands run while it answers calls.
+SERVING = """
+import asyncio, sys
+from rds_csi.cli import run as run_process
+from rds_csi.node.commands import Command, run
+import grpc
+from grpc import aio
+
+class Echo(grpc.GenericRpcHandler):
+    def service(self, details):
+        return grpc.unary_unary_rpc_method_handler(self.answer)
+    async def answer(self, request, context):
+        return request
+
+async def work():
+    server = aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.add_generic_rpc_handlers((Echo(),))
+    await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/echo/Echo")
+        async def talk():
+            while not done.is_set():
+                await call(b"word")
+        done = asyncio.Event()
+        talkers = [asyncio.create_task(talk()) for _ in range(4)]
+        for _ in range(60):
+            await run(Command(("true",), 60.0))
+        done.set()
+        await asyncio.gather(*talkers)
+    await server.stop(None)
+    print("all ended well")
+
+run_process(work)
+"""
+
+
+async def test_no_command_crashes_while_calls_are_served() -> None:
+    answer = await run(python(SERVING, seconds=5 * SECONDS))
+    assert answer.stdout == "all ended well\n"
