@@ -14,6 +14,7 @@ import pytest
 
 from rds_records.fencing import NOBODY
 from rds_records.names import host_nqn_for
+from tests.ring.api import ApiError
 from tests.ring.cluster import Cluster
 from tests.ring.driver import Shim
 from tests.ring.proxy import Proxy
@@ -101,11 +102,27 @@ def cycles(box: SimulatedBox, handle: str) -> int:
     return sum("nvme-tcp-export=no" in line for line in changes(box, handle))
 
 
+def change_node(cluster: Cluster, node: str, edit: Callable[[dict[str, Any]], object], *subresource: str) -> None:
+    """Change a Node, whoever else writes it."""
+
+    def changed() -> bool:
+        body = cluster.api.get("Node", node)
+        edit(body)
+        try:
+            cluster.api.replace(body, *subresource)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return False
+        return True
+
+    eventually(f"Node {node} is changed", changed)
+
+
 def take_down(cluster: Cluster, node: str) -> None:
     """Have the Node say that it is not ready."""
-    body = cluster.api.get("Node", node)
-    body["status"]["conditions"] = [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}]
-    cluster.api.replace(body, "status")
+    silence = [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}]
+    change_node(cluster, node, lambda body: body["status"].update(conditions=silence), "status")
 
 
 @pytest.mark.requirement("R31b")
@@ -197,10 +214,8 @@ def force(cluster: Cluster, node: str, handle: str, how: str) -> None:
         case "NodeNotReady":
             take_down(cluster, node)
         case "OutOfService":
-            body = cluster.api.get("Node", node)
             taint = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
-            body["spec"].setdefault("taints", []).append(taint)
-            cluster.api.replace(body)
+            change_node(cluster, node, lambda body: body["spec"].setdefault("taints", []).append(taint))
         case "VolumeInUse":
             cluster.hold_detach(node, handle)
         case "NodeGone":
