@@ -32,6 +32,7 @@ def test_a_pod_can_run_this_python(cluster: RealCluster) -> None:
     assert "ledger.py" in cluster.exec(pod, f"{sys.base_prefix}/bin/python3 -I {program} --help")
 
 
+@pytest.mark.long
 def test_the_kubelet_knows_the_driver_of_a_node(
     kubelets: dict[str, NodeKubelet], plugins: dict[str, NodePlugin], plane: ControlPlane
 ) -> None:
@@ -43,6 +44,7 @@ def test_the_kubelet_knows_the_driver_of_a_node(
         eventually(f"the driver is registered on {node}", lambda: known(node), timeout=60)  # noqa: B023
 
 
+@pytest.mark.long
 def test_a_node_that_was_reset_is_the_same_node(node_b: Guest, kubelets: dict[str, NodeKubelet], plane: ControlPlane) -> None:
     uid = plane.api.get("Node", "node-b")["metadata"]["uid"]
     before = plane.api.get("Node", "node-b")["status"]["nodeInfo"]["bootID"]
