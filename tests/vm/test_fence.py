@@ -27,8 +27,11 @@ from tests.vm.nvmet import Export
 from tests.vm.test_guests import BLOCK, read, write
 
 FENCE = ["allow-host-name", "none"]
+RECONNECT_SECONDS = 1
+"""Of ``Export.connect``."""
+
 BUSY_SECONDS = 30
-"""What an emulated machine may take for a reconnect and a write."""
+"""What an emulated machine may take for a reconnect on top of its delay."""
 
 
 class Scene:
@@ -138,3 +141,60 @@ def test_a_node_whose_session_lives_while_it_is_detached_by_force_writes_only_wi
     assert late.running
     assert read(its.b, there) == "before"
     assert read(its.b, there, block=1) == "goes-on"
+
+
+@pytest.mark.long
+@pytest.mark.requirement("R31b")
+@pytest.mark.parametrize("fence", FENCE)
+def test_a_node_that_was_cut_off_and_comes_back_writes_only_without_the_fence(scene: Callable[[str], Scene], fence: str) -> None:
+    its = scene(fence)
+    here = its.attach(its.lost, its.a)
+    write(its.a, here, "before")
+    its.a.set_link(Link.STORAGE, up=False)
+    late = its.write_later(here, "late")
+    its.force_detach()
+    there = its.attach(its.other, its.b)
+    write(its.b, there, "taken-over")
+    its.a.set_link(Link.STORAGE, up=True)
+    if fence == "none":
+        eventually("the late write is done", lambda: not late.running, timeout=90)
+        assert read(its.b, there) == "late"
+        return
+    assert its.fenced == ("True", True)
+    eventually("the lost node was refused", its.is_refused, timeout=90)
+    assert late.running
+    assert read(its.b, there) == "taken-over"
+
+
+@pytest.mark.long
+def test_the_node_that_stays_goes_on_within_its_reconnect_delay_when_the_other_is_fenced(scene: Callable[[str], Scene]) -> None:
+    its = scene("allow-host-name")
+    its.attach(its.lost, its.a)
+    there = its.attach(its.other, its.b)
+    its.force_detach()
+    write(its.b, there, "soon", block=2)
+    assert lost_seconds(its.b) <= RECONNECT_SECONDS + BUSY_SECONDS
+    assert read(its.b, there, block=2) == "soon"
+
+
+def lost_seconds(guest: Guest) -> float:
+    """Return how long the kernel of a guest was without its disk, by its own log."""
+    lines = [line for line in guest.sh("dmesg").splitlines() if "nvme nvme" in line]
+    lost, back = (
+        next(float(line[1:].partition("]")[0]) for line in lines if words in line)
+        for words in ("starting error recovery", "Successfully reconnected")
+    )
+    return back - lost
+
+
+@pytest.mark.long
+def test_an_orderly_detach_lets_the_other_node_write_without_a_break(scene: Callable[[str], Scene]) -> None:
+    its = scene("allow-host-name")
+    its.attach(its.lost, its.a)
+    there = its.attach(its.other, its.b)
+    its.disk.disconnect(its.a)
+    its.csi.unpublish(its.handle, its.lost)
+    write(its.b, there, "whole")
+    assert "error recovery" not in its.b.sh("dmesg")
+    with pytest.raises(ScriptFailed, match="could not add new controller"):
+        its.disk.connect(its.a, host_nqn_for(its.lost))
