@@ -139,9 +139,12 @@ def all_kubelets(guests: dict[str, Guest], plane: ControlPlane) -> dict[str, Nod
 @pytest.fixture
 def plugins(node_a: Guest, node_b: Guest, all_plugins: dict[str, NodePlugin]) -> dict[str, NodePlugin]:
     """``rds-csi node`` by node, serving."""
-    for plugin in all_plugins.values():
-        if not plugin.process.running:
-            plugin.start()
+    # Each keeps a processor busy for a while: they start at once.
+    started = [plugin for plugin in all_plugins.values() if not plugin.process.running]
+    for plugin in started:
+        plugin.launch()
+    for plugin in started:
+        plugin.wait_serving()
     return all_plugins
 
 

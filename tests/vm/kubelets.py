@@ -90,16 +90,18 @@ class NodeKubelet:
         return self.guest.name
 
     def launch(self) -> Self:
-        """Start both; on return the images are there, but the Node may not be Ready yet."""
+        """Start what does not run; on return the images are there, but the Node may not be Ready yet."""
         allow_nodes(self.plane.api)
-        self.guest.sh(
-            "mkdir -p /etc/cni/net.d /opt/cni/bin /run/containerd;"
-            f"echo '{NO_NETWORK}' > /etc/cni/net.d/10-none.conf; rm -f {CONTAINERD_SOCKET}"
-        )
-        self.containerd.start()
-        # A Go program takes seconds to start here, so that nothing asks containerd whether it is ready; its socket tells.
-        self.guest.sh(f"until [ -S {CONTAINERD_SOCKET} ]; do sleep 0.1; done")
-        self.kubelet.start()
+        if not self.containerd.running:
+            self.guest.sh(
+                "mkdir -p /etc/cni/net.d /opt/cni/bin /run/containerd;"
+                f"echo '{NO_NETWORK}' > /etc/cni/net.d/10-none.conf; rm -f {CONTAINERD_SOCKET}"
+            )
+            self.containerd.start()
+            # A Go program takes seconds to start here, so that nothing asks containerd whether it is ready; its socket tells.
+            self.guest.sh(f"until [ -S {CONTAINERD_SOCKET} ]; do sleep 0.1; done")
+        if not self.kubelet.running:
+            self.kubelet.start()
         self.guest.sh(f"ctr --namespace k8s.io images import --no-unpack {self._images}", timeout=READY_TIMEOUT)
         return self
 

@@ -51,12 +51,16 @@ class NodePlugin:
 
     def start(self) -> Self:
         """Start it and wait until it serves."""
+        self.launch()
+        self.wait_serving()
+        return self
+
+    def launch(self) -> None:
+        """Start it without waiting."""
         self.guest.run("mkdir", "-p", REGISTRY, SOCKET.parent)
         self.process.start()
         if not self._bridge.running:
             self._bridge.start()
-        self.wait_serving()
-        return self
 
     def wait_serving(self) -> None:
         """Wait until /healthz answers."""
@@ -66,7 +70,7 @@ class NodePlugin:
             return True
 
         # What it imports takes seconds to load on an emulated processor.
-        eventually(f"rds-csi node serves on {self.guest.name}", healthy, timeout=180, interval=0.2)
+        eventually(f"rds-csi node serves on {self.guest.name}", healthy, timeout=300, interval=0.2)
 
     def kill(self) -> None:
         """SIGKILL, as a crash would have it."""
