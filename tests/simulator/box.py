@@ -77,6 +77,11 @@ class SimulatedBox:
 
     # Life
 
+    @property
+    def running(self) -> bool:
+        """Whether its process runs."""
+        return self._process.running
+
     def start(self) -> None:
         """Start the process and wait until it listens; on the port it had before, if it had one."""
         self._announced.unlink(missing_ok=True)

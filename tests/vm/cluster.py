@@ -49,6 +49,7 @@ class RealCluster(Cluster):
         grace: int = 1,
         spec: Mapping[str, object] | None = None,
         python: bool = False,
+        folders: Mapping[Path, Path] | None = None,
     ) -> str:
         """Put a pod on a node and return its name.
 
@@ -57,6 +58,7 @@ class RealCluster(Cluster):
                 ``/data``, the second ``/data1``, ….
             command: a shell script, which is the container's first process.
             spec: fields of the pod's spec that win over ours.
+            folders: folders of the node, and where the pod has them, to write to.
             python: show it this checkout and the Python that runs the tests (``sys.executable``), at their own paths.
         """
         name = name or f"pod-{secrets.token_hex(3)}"
@@ -76,6 +78,9 @@ class RealCluster(Cluster):
                     continue
                 volumes.append({"name": f"host-{number}", "hostPath": {"path": str(path), "type": "Directory"}})
                 mounts.append({"name": f"host-{number}", "mountPath": str(path), "readOnly": True})
+        for number, (there, here) in enumerate((folders or {}).items()):
+            volumes.append({"name": f"folder-{number}", "hostPath": {"path": str(there), "type": "Directory"}})
+            mounts.append({"name": f"folder-{number}", "mountPath": str(here)})
         container: Object = {
             "name": CONTAINER,
             "image": IMAGE,
@@ -118,8 +123,12 @@ class RealCluster(Cluster):
         """Ask a pod to go; ``wait`` until its kubelet has let it go. ``force``: forget it at once, its kubelet may be dead."""
         self.api.delete("Pod", pod, self.namespace, grace=0 if force else None)
         if wait:
-            gone = f"pod {pod} is gone"
-            eventually(gone, lambda: self.api.find("Pod", pod, self.namespace) is None, timeout=timeout, interval=0.2)
+            self.wait_pod_gone(pod, timeout=timeout)
+
+    def wait_pod_gone(self, pod: str, *, timeout: float = RUNNING_TIMEOUT) -> None:
+        """Wait until a pod's kubelet, or the pod garbage collector, has let it go."""
+        gone = f"pod {pod} is gone"
+        eventually(gone, lambda: self.api.find("Pod", pod, self.namespace) is None, timeout=timeout, interval=0.2)
 
     def pod_events(self, pod: str) -> list[str]:
         """Return ``reason: message`` of the Events about a pod."""
@@ -139,10 +148,11 @@ class RealCluster(Cluster):
     def clean_up(self, *, timeout: float = 60.0) -> None:
         """Remove what this test made as a user would, and what is then still there by force."""
         with contextlib.suppress(AssertionError):
-            self._leave(timeout)
+            self.leave(timeout=timeout)
         super().clean_up()
 
-    def _leave(self, timeout: float) -> None:
+    def leave(self, *, timeout: float = 60.0) -> None:
+        """Remove what this test made as a user would, and wait until the volumes are gone from the box."""
         pods = [pod["metadata"]["name"] for pod in self.api.list("Pod", self.namespace)]
         for pod in pods:
             self.delete_pod(pod, wait=False)

@@ -21,6 +21,7 @@ from tests.vm.kernel import NotMade, bootable
 from tests.vm.kubelets import KUBELET_PORT, NodeKubelet
 from tests.vm.node_plugin import CSI_PORT, METRICS_PORT, NodePlugin
 from tests.vm.packages import PackagesMissing
+from tests.vm.site import Site
 
 HERE = Path(__file__).parent
 NODES = ("node-a", "node-b")
@@ -165,3 +166,28 @@ def cluster(plane: ControlPlane, kubelets: dict[str, NodeKubelet]) -> Iterator[R
     cluster = RealCluster(plane.api, kubelets)
     yield cluster
     cluster.clean_up()
+
+
+@pytest.fixture(scope="session")
+def installation(
+    plane: ControlPlane,
+    one_box: BoxInGuest,
+    all_kubelets: dict[str, NodeKubelet],
+    all_plugins: dict[str, NodePlugin],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Site]:
+    """The shim and its sidecars with the box and both nodes; ask for ``site``."""
+    if not one_box.running:
+        one_box.start()
+    with Site(plane, one_box, all_kubelets, all_plugins, tmp_path_factory.mktemp("shim")) as site:
+        yield site
+
+
+@pytest.fixture
+def site(installation: Site, plugins: dict[str, NodePlugin], cluster: RealCluster) -> Iterator[Site]:
+    """A whole installation, everything running; what a test breaks is mended, and must then be without left-overs."""
+    yield installation
+    installation.recover()
+    cluster.leave()
+    for node in installation.kubelets:
+        installation.wait_clean(node)
