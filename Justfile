@@ -5,7 +5,7 @@ set positional-arguments
 default:
     @just --list --unsorted
 
-# Play three live migrations and a refused pod through a real control plane (--keep leaves it running).
+# Play three live migrations and a refused pod through a real control plane (--vm: one, on machines; --keep leaves it running).
 demo *ARGS:
     @python -m tests.demo "$@"
 

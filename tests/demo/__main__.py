@@ -4,6 +4,8 @@ One migration completes, one is cancelled, one runs past its deadline. Everythin
 real: etcd, kube-apiserver, kube-controller-manager, csi-provisioner, csi-attacher, our shim and operator under their own accounts,
 and a RouterOS box at the other end of an SSH connection. KubeVirt is played write by write, as it was seen to write. Exit status 0
 only if every fact that was observed is the expected one.
+
+With ``--vm`` nodes and disks are real as well: see ``tests/demo/machines.py``.
 """
 
 from __future__ import annotations
@@ -13,19 +15,22 @@ import signal
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from tests.demo.picture import SHOWN_METRICS, Moment, Object, Picture
+from tests.demo.machines import DemoOnMachines
+from tests.demo.picture import SHOWN_METRICS, Moment, Picture
+from tests.demo.stage import Facts, Migration, Stage, is_over, outbox_of, phase_of, reasons_of, status_of, summary, window_of
+from tests.ring.binaries import CONTROL_PLANE, NODES, SIDECARS, ensure
 from tests.ring.driver import Operator, Shim
-from tests.ring.kubevirt import KubeVirt, Run, Step, Vm, install_kinds
+from tests.ring.kubevirt import KubeVirt, Step, install_kinds
 from tests.ring.stack import Stack, reach
 from tests.simulator.box import SimulatedBox
+from tests.vm.kernel import NotMade, bootable
+from tests.vm.packages import PackagesMissing
+from tests.vm.stack import VmStack
 
 TIMEOUT_SECONDS = 30
 """The shortest migration timeout that a StorageClass may ask for."""
@@ -34,102 +39,22 @@ STEP_SECONDS = 3.0
 """How long the VMs are copied in the demo, so that one can watch it."""
 
 
-@dataclass
-class Migration:
-    """One VM of the demo, its only disk, and what is to become of its migration; claim and VM have one name."""
-
-    name: str
-    result: str
-    ground: str
-    events: tuple[str, ...]
-    handle: str = ""
-    source: str = ""
-    target: str = ""
-    vm: Vm | None = None
-    run: Run | None = None
-
-
-@dataclass
-class Facts:
-    """What was expected and what was seen."""
-
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def expect(self, what: str, expected: object, seen: object) -> None:
-        """Note one fact."""
-        self.rows.append((what, str(expected), str(seen)))
-
-    @property
-    def wrong(self) -> int:
-        """How many differ."""
-        return sum(expected != seen for _, expected, seen in self.rows)
-
-
-class Demo:
+class Demo(Stage):
     """Plays the four acts on a running stack."""
 
     def __init__(self, stack: Stack, shim: Shim, operator: Operator, box: SimulatedBox, picture: Picture) -> None:
         self.stack = stack
-        self.cluster = stack.cluster
         self.kubevirt = KubeVirt(stack.cluster)
         self.shim = shim
-        self.operator = operator
         self.box = box
-        self.picture = picture
         completed, failed = ("MigrationStarted", "MigrationCompleted", "MigrationEnded"), ("MigrationStarted", "MigrationFailed")
         self.completes = Migration("vm-completes", "Succeeded", "MigrationState", completed)
         self.cancelled = Migration("vm-cancelled", "Failed", "MigrationState", (*failed, "MigrationEnded"))
         self.overdue = Migration("vm-overdue", "TimedOut", "Timeout", failed)
-        self.all = (self.completes, self.cancelled, self.overdue)
+        super().__init__(stack.cluster, operator, picture, (self.completes, self.cancelled, self.overdue))
         self.stranger = ""
         self.elsewhere = ""
         self.attach_error = ""
-
-    def moment(self) -> Moment:
-        """Look at everything once."""
-        records = {one.name: self.cluster.record(one.handle) or {} for one in self.all if one.handle}
-        events = [
-            event
-            for event in self.stack.plane.api.list("Event", self.cluster.namespace)
-            if event["involvedObject"]["name"] in records and event.get("source", {}).get("component") == "rds-csi-controller"
-        ]
-        events.sort(key=lambda event: int(event["metadata"]["resourceVersion"]))
-        scrape = self.operator.scrape()
-        metrics = {}
-        for name in SHOWN_METRICS:
-            base, _, label = name.partition("{")
-            labels = {"result": label.split('"')[1]} if label else {}
-            metrics[name] = scrape.value(base, **labels)
-        return Moment(records, events, metrics)
-
-    def watch_until(self, what: str, done: Callable[[Moment], bool], timeout: float = 60.0) -> Moment:
-        """Show moments until the condition holds; raises AssertionError if it does not in time."""
-        deadline = time.monotonic() + timeout
-        while True:
-            moment = self.moment()
-            self.picture.show(moment)
-            if done(moment):
-                return moment
-            if time.monotonic() >= deadline:
-                raise AssertionError(f"not within {timeout:g} s: {what}")
-            time.sleep(0.1)
-
-    def watch_for(self, seconds: float) -> None:
-        """Show what goes on for a while."""
-        deadline = time.monotonic() + seconds
-        self.watch_until("time passes", lambda _: time.monotonic() >= deadline, seconds + 10)
-
-    def go_on(self, step: Step, *migrations: Migration) -> None:
-        """Let KubeVirt go on with these migrations, side by side, until each has done a step."""
-
-        def done(_: Moment) -> bool:
-            runs = [one.run for one in migrations if one.run]
-            for run in runs:
-                while step not in run.done and run.advance():
-                    pass
-            return all(step in run.done for run in runs)
-
-        self.watch_until(f"{', '.join(one.name for one in migrations)}: {step}", done)
 
     def play(self) -> None:
         """Bring up three VMs, migrate each, let each migration end in its own way, and let a stranger ask for a disk."""
@@ -153,7 +78,7 @@ class Demo:
         self.picture.say(f"KubeVirt starts three VMs on {source}")
         for one in self.all:
             one.vm = self.kubevirt.run(one.name, claims=[one.name], node=source)
-            self.watch_until("it runs", lambda seen, one=one: _phase(seen, one) == "Attached")  # type: ignore[misc]
+            self.watch_until("it runs", lambda seen, one=one: phase_of(seen, one) == "Attached")  # type: ignore[misc]
 
     def _migrate(self) -> None:
         self.picture.say(
@@ -163,7 +88,7 @@ class Demo:
             assert one.vm is not None
             one.run = self.kubevirt.migrate(one.vm, to=one.target, stem="moves")
         self.go_on(Step.ATTACHED, *self.all)
-        self.watch_until("three windows are open", lambda seen: all(_phase(seen, one) == "Migrating" for one in self.all))
+        self.watch_until("three windows are open", lambda seen: all(phase_of(seen, one) == "Migrating" for one in self.all))
         self.picture.say("all three are admitted: the driver found the migration that made each pod; KubeVirt copies the VMs")
         self.go_on(Step.RUNNING, *self.all)
         self.watch_for(STEP_SECONDS)
@@ -173,10 +98,10 @@ class Demo:
         self.picture.say(f"{one.name}: KubeVirt says that it completed; then its source pod ends")
         self.go_on(Step.REPORTED, one)
         self.watch_until(
-            "the verdict is known while both nodes are attached", lambda seen: _window(seen, one).get("result") == one.result
+            "the verdict is known while both nodes are attached", lambda seen: window_of(seen, one).get("result") == one.result
         )
         self.go_on(Step.LEFT, one)
-        self.watch_until("it is over and told", lambda seen: _is_over(seen, one))
+        self.watch_until("it is over and told", lambda seen: is_over(seen, one))
 
     def _cancel(self) -> None:
         one = self.cancelled
@@ -185,7 +110,7 @@ class Demo:
         one.run.cancel()
         self.go_on(Step.MIGRATION_GONE, one)
         self.go_on(Step.LEFT, one)
-        self.watch_until("it is over and told", lambda seen: _is_over(seen, one))
+        self.watch_until("it is over and told", lambda seen: is_over(seen, one))
 
     def _ask_for_a_disk(self) -> None:
         disk = self.cancelled
@@ -204,7 +129,7 @@ class Demo:
             event["involvedObject"]["kind"]: event["message"] for event in seen.events if event["reason"] == "AttachmentConflict"
         }
         pod = iter(self.cluster.events(self.stranger, reason="FailedAttachVolume", kind="Pod"))
-        refused = _status(seen, self.cancelled).get("refusals") or []
+        refused = status_of(seen, self.cancelled).get("refusals") or []
         return {
             "on the VolumeAttachment": self.attach_error,
             "in the record": refused[-1]["message"] if refused else "",
@@ -218,10 +143,22 @@ class Demo:
         self.picture.say(
             f"{one.name}: KubeVirt goes on copying; migrationTimeoutSeconds {TIMEOUT_SECONDS} wins over KubeVirt's own limit"
         )
-        self.watch_until("it is overdue", lambda seen: _phase(seen, one) == "Overdue", TIMEOUT_SECONDS + 15)
-        self.watch_until("it was reported", lambda seen: set(one.events) <= set(_reasons(seen, one)) and not _outbox(seen, one))
+        self.watch_until("it is overdue", lambda seen: phase_of(seen, one) == "Overdue", TIMEOUT_SECONDS + 15)
+        self.watch_until("it was reported", lambda seen: set(one.events) <= set(reasons_of(seen, one)) and not outbox_of(seen, one))
         self.picture.say(f"both nodes stay attached, the VM runs on {one.source}: nobody pulls a disk from under it")
         self.watch_for(1.0)
+
+    def ways_to_look(self) -> list[str]:
+        """Return commands that look around while everything runs."""
+        return [
+            "kubectl get var -o wide",
+            f"kubectl describe var {self.overdue.handle}",
+            f"kubectl get vmi,vmim,pods -n {self.cluster.namespace} -o wide",
+            f"kubectl get var --field-selector status.vmi.name={self.overdue.name} -o wide",
+            f"kubectl get events -n {self.cluster.namespace} --field-selector involvedObject.name={self.cancelled.name}",
+            f"curl -s http://{self.operator.address}/metrics | grep rds_csi_migration",
+            f"curl -s http://{self.shim.address}/metrics | grep csi_plugin_operations",
+        ]
 
     def facts(self) -> Facts:
         """Compare what is to be seen with what is expected."""
@@ -235,7 +172,7 @@ class Demo:
         for one in self.all:
             assert one.vm is not None
             assert one.run is not None
-            window, (nodes, phase) = _window(moment, one), staying[one.name]
+            window, (nodes, phase) = window_of(moment, one), staying[one.name]
             facts.expect(f"{one.name}: result", f"{one.result} ({one.ground})", f"{window.get('result')} ({window.get('reason')})")
             facts.expect(
                 f"{one.name}: roles", f"{one.source} → {one.target}", f"{window.get('sourceNode')} → {window.get('targetNode')}"
@@ -249,23 +186,23 @@ class Demo:
             facts.expect(
                 f"{one.name}: attached nodes, phase",
                 f"{nodes}: {phase}",
-                f"{_status(moment, one).get('nodes')}: {_phase(moment, one)}",
+                f"{status_of(moment, one).get('nodes')}: {phase_of(moment, one)}",
             )
-            told = [reason for reason in _reasons(moment, one) if reason.startswith("Migration")]
+            told = [reason for reason in reasons_of(moment, one) if reason.startswith("Migration")]
             facts.expect(f"{one.name}: Events of the migration", ", ".join(one.events), ", ".join(told))
-            facts.expect(f"{one.name}: nothing left to report", 0, len(_outbox(moment, one)))
+            facts.expect(f"{one.name}: nothing left to report", 0, len(outbox_of(moment, one)))
         for one in (self.cancelled, self.overdue):
-            told = [reason for reason in _reasons(moment, one, "VirtualMachineInstance") if reason.startswith("Migration")]
+            told = [reason for reason in reasons_of(moment, one, "VirtualMachineInstance") if reason.startswith("Migration")]
             facts.expect(f"{one.name}: Events on the VM", "MigrationFailed", ", ".join(told))
         facts.expect(
             "vm-cancelled: why, in KubeVirt's words",
             "Live migration has been aborted",
-            _window(moment, self.cancelled).get("failureReason"),
+            window_of(moment, self.cancelled).get("failureReason"),
         )
         words = ("NoTargetPod", self.stranger)
         for place, text in self._reasons_of_the_refusal(moment).items():
             facts.expect(f"the reason {place}", ", ".join(words), ", ".join(word for word in words if word in text))
-        conflicts = _reasons(moment, self.cancelled).count("AttachmentConflict")
+        conflicts = reasons_of(moment, self.cancelled).count("AttachmentConflict")
         facts.expect(f"{self.elsewhere} is refused: Events on the claim", 1, conflicts)
         for name, expected in zip(SHOWN_METRICS, (1, 1, 1, 0, 1, 2), strict=True):
             facts.expect(name.removeprefix("rds_csi_migration_"), f"{expected:g}", f"{moment.metrics[name]:g}")
@@ -274,62 +211,11 @@ class Demo:
         return facts
 
 
-def _status(seen: Moment, one: Migration) -> Object:
-    status: Object = seen.records[one.name].get("status", {})
-    return status
-
-
-def _phase(seen: Moment, one: Migration) -> str:
-    return str(_status(seen, one).get("phase"))
-
-
-def _outbox(seen: Moment, one: Migration) -> list[Object]:
-    return _status(seen, one).get("outbox") or []
-
-
-def _window(seen: Moment, one: Migration) -> Object:
-    """Return the open window, else the last one."""
-    status = _status(seen, one)
-    window: Object = status.get("migration") or (status.get("history") or [{}])[-1]
-    return window
-
-
-def _reasons(seen: Moment, one: Migration, kind: str = "PersistentVolumeClaim") -> list[str]:
-    """Return the reasons of the Events about the VM's claim, or about the VM, oldest first."""
-    about = [
-        event for event in seen.events if (event["involvedObject"]["kind"], event["involvedObject"]["name"]) == (kind, one.name)
-    ]
-    return [event["reason"] for event in about]
-
-
-def _is_over(seen: Moment, one: Migration) -> bool:
-    """Tell whether the window is in the history and everything about it is told."""
-    return _phase(seen, one) == "Attached" and set(one.events) <= set(_reasons(seen, one)) and not _outbox(seen, one)
-
-
-def _summary(facts: Facts) -> Table:
-    table = Table(title="what was expected, and what was seen")
-    for heading in ("fact", "expected", "seen", ""):
-        table.add_column(heading)
-    for what, expected, seen in facts.rows:
-        table.add_row(what, expected, seen, "[green]✓[/]" if expected == seen else "[bold red]✗[/]")
-    return table
-
-
-def _keep(demo: Demo, console: Console) -> None:
+def _keep(stack: Stack, ways_to_look: Sequence[str], console: Console) -> None:
     """Say how to look around, and wait for Ctrl-C."""
-    plane = demo.stack.plane
+    plane = stack.plane
     console.print("\nEverything keeps running until Ctrl-C. To look around:", highlight=False)
-    for line in (
-        f"export KUBECONFIG={plane.kubeconfig} PATH={plane.binaries['kubectl'].parent}:$PATH",
-        "kubectl get var -o wide",
-        f"kubectl describe var {demo.overdue.handle}",
-        f"kubectl get vmi,vmim,pods -n {demo.cluster.namespace} -o wide",
-        f"kubectl get var --field-selector status.vmi.name={demo.overdue.name} -o wide",
-        f"kubectl get events -n {demo.cluster.namespace} --field-selector involvedObject.name={demo.cancelled.name}",
-        f"curl -s http://{demo.operator.address}/metrics | grep rds_csi_migration",
-        f"curl -s http://{demo.shim.address}/metrics | grep csi_plugin_operations",
-    ):
+    for line in (f"export KUBECONFIG={plane.kubeconfig} PATH={plane.binaries['kubectl'].parent}:$PATH", *ways_to_look):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -337,14 +223,8 @@ def _keep(demo: Demo, console: Console) -> None:
     ended.wait()
 
 
-def main() -> None:
-    """Play, sum up, exit."""
-    parser = argparse.ArgumentParser(prog="./justw demo", description=__doc__)
-    parser.add_argument("--keep", action="store_true", help="leave everything running and print how to look around with kubectl")
-    arguments = parser.parse_args()
-    # Without a terminal the lines are as long as they are: a log is read, not watched.
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    picture = Picture(console)
+def _played(picture: Picture, *, keep: bool) -> Facts:
+    """Play the four acts with played nodes."""
     with tempfile.TemporaryDirectory(prefix="rds-demo-") as folder:
         picture.say(
             "starting etcd, kube-apiserver, kube-controller-manager, the box, shim, operator, csi-provisioner, csi-attacher"
@@ -359,9 +239,43 @@ def main() -> None:
             with picture.live():
                 demo.play()
             facts = demo.facts()
-            console.print(_summary(facts))
-            if arguments.keep:
-                _keep(demo, console)
+            picture.console.print(summary(facts))
+            if keep:
+                _keep(stack, demo.ways_to_look(), picture.console)
+    return facts
+
+
+def _on_machines(picture: Picture, *, keep: bool) -> Facts:
+    """Play the migration that completes on machines."""
+    # What is missing, the kernel or a binary, is made with its own progress, before the picture begins.
+    ensure((*CONTROL_PLANE, *SIDECARS, *NODES))
+    try:
+        bootable()
+    except (PackagesMissing, NotMade) as error:
+        sys.exit(str(error))
+    with tempfile.TemporaryDirectory(prefix="rds-demo-") as folder, picture.live(), VmStack(Path(folder), picture.say) as stack:
+        stack.boot()
+        install_kinds(stack.plane.api)
+        stack.start_driver()
+        demo = DemoOnMachines(stack, picture)
+        demo.play()
+        facts = demo.facts()
+        picture.console.print(summary(facts))
+        if keep:
+            _keep(stack, demo.ways_to_look(), picture.console)
+    return facts
+
+
+def main() -> None:
+    """Play, sum up, exit."""
+    parser = argparse.ArgumentParser(prog="./justw demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave everything running and print how to look around with kubectl")
+    parser.add_argument("--vm", action="store_true", help="play the migration that completes, on machines with kubelets and disks")
+    arguments = parser.parse_args()
+    # Without a terminal the lines are as long as they are: a log is read, not watched.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    picture = Picture(console)
+    facts = _on_machines(picture, keep=arguments.keep) if arguments.vm else _played(picture, keep=arguments.keep)
     console.print(f"{len(facts.rows) - facts.wrong} of {len(facts.rows)} facts are as expected", highlight=False)
     sys.exit(1 if facts.wrong else 0)
 
