@@ -130,6 +130,8 @@ class CsiServer(Server):
 
 
 def _remove_stale_socket(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise OSError(f"cannot listen at {path}: there is no directory {path.parent}")
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

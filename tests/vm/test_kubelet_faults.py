@@ -12,7 +12,7 @@ from tests.vm.cluster import DISK, MOUNTED, RealCluster
 from tests.vm.keepers import Keeper, Keepers
 from tests.vm.site import Site, Volume
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 STAGE, UNSTAGE, EXPAND = (f"/csi.v1.Node/Node{what}Volume" for what in ("Stage", "Unstage", "Expand"))
 

@@ -19,7 +19,7 @@ from tests.vm.keepers import Keeper, Keepers
 from tests.vm.nvmet import Export
 from tests.vm.site import Site, Volume
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 DETACH_TIMEOUT = 120.0
 """Seconds. The attach/detach controller lets go of a lost node's disk once the pod garbage collector, every 20 s, took its pods."""

@@ -7,29 +7,36 @@ from typing import Any
 
 import pytest
 
-from rds_csi.errors import AlreadyExists, FailedPrecondition, Rejected, Unavailable
+from rds_csi.errors import AlreadyExists, FailedPrecondition, NotFound, OutOfRange, Rejected, Unavailable
 from rds_csi.node.decisions import (
     Await,
+    BindDevice,
     BindMount,
     Connect,
     Disconnect,
     Done,
+    ExpandFound,
+    ExpandWanted,
     Format,
     Grow,
     LookAtContent,
     LookForUsers,
     MakeDeviceNode,
     MakeDirectory,
+    MakeFile,
     MountDevice,
     Place,
     PlaceKind,
     PublishFound,
     Remove,
+    Rescan,
+    SetReadOnly,
     StageFound,
     StageWanted,
     Unmount,
     UnpublishFound,
     UnstageFound,
+    expand,
     publish_block,
     publish_filesystem,
     stage,
@@ -249,3 +256,71 @@ def test_publish_filesystem(options: tuple[str, ...], found: PublishFound, expec
 )
 def test_unpublish(found: UnpublishFound, expected: Any) -> None:
     check(decided(unpublish, "pvc-one", found), expected)
+
+
+NODE_OF_THE_DISK = Place(PlaceKind.BLOCK_DEVICE, number=DISK)
+BOUND = (mounted(PUBLISHED, 99),)
+
+
+@pytest.mark.parametrize(
+    ("place", "mounts", "expected"),
+    [
+        (Place(), (), MakeFile()),
+        (Place(PlaceKind.FILE), (), BindDevice(disk())),
+        (Place(PlaceKind.FILE, empty=False), (), (FailedPrecondition, "not empty")),
+        (NODE_OF_THE_DISK, BOUND, Done()),
+        (NODE_OF_THE_DISK, BOUND * 2, Unmount()),
+        (NODE_OF_THE_DISK, (), Remove(PlaceKind.BLOCK_DEVICE)),
+    ],
+)
+def test_publish_block_where_device_nodes_cannot_be_opened(place: Place, mounts: Any, expected: Any) -> None:
+    check(decided(publish_block, "pvc-one", PublishFound(LIVE, place=place, mounts=mounts, nodev=True)), expected)
+
+
+READ_ONLY_DISK = session(disk(read_only=True))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "expected"),
+    [
+        (replace(BLOCK, read_only=True), StageFound(LIVE), SetReadOnly(disk())),
+        (replace(BLOCK, read_only=True), StageFound(READ_ONLY_DISK), Done()),
+        (BLOCK, StageFound(READ_ONLY_DISK), LookForUsers()),
+        (BLOCK, StageFound(READ_ONLY_DISK, users=(QEMU,)), Done()),
+        (BLOCK, StageFound(READ_ONLY_DISK, users=()), Disconnect()),
+        (BLOCK, StageFound(READ_ONLY_DISK, users=(), reconnected=True), (FailedPrecondition, "lets nobody write")),
+    ],
+)
+def test_stage_of_a_block_device_for_reading_and_writing(wanted: StageWanted, found: StageFound, expected: Any) -> None:
+    check(decided(stage, wanted, found), expected)
+
+
+GIB = 1 << 30
+LARGER = ExpandWanted("pvc-one", STAGING, 2 * GIB)
+GROWN = session(disk(size=2 * GIB))
+REMOUNTED = replace(HERE, super_options=frozenset({"ro"}))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "expected"),
+    [
+        (LARGER, ExpandFound(), (NotFound, "not connected here")),
+        (LARGER, ExpandFound(place=DIRECTORY), (Unavailable, "stage it again")),
+        (LARGER, ExpandFound(session(disk(), state=ControllerState.CONNECTING)), Await),
+        (LARGER, ExpandFound(session()), Await),
+        (LARGER, ExpandFound(LIVE, DIRECTORY, (HERE,)), Rescan()),
+        (LARGER, ExpandFound(LIVE, DIRECTORY, (HERE,), rescanned=True), Await),
+        (LARGER, ExpandFound(GROWN, DIRECTORY, (HERE,)), Grow()),
+        (LARGER, ExpandFound(GROWN, DIRECTORY, (HERE,), grown=True), Done()),
+        (LARGER, ExpandFound(GROWN, DIRECTORY, (REMOUNTED,)), (FailedPrecondition, "read-only now")),
+        (LARGER, ExpandFound(GROWN), (NotFound, "nothing is at")),
+        (LARGER, ExpandFound(GROWN, DIRECTORY), (FailedPrecondition, "not mounted")),
+        (LARGER, ExpandFound(GROWN, DIRECTORY, (LOST,)), (FailedPrecondition, "not mounted")),
+        (replace(LARGER, block=True), ExpandFound(GROWN), Done()),
+        (replace(LARGER, block=True), ExpandFound(LIVE), Rescan()),
+        (replace(LARGER, required_bytes=0, limit_bytes=GIB), ExpandFound(GROWN), (OutOfRange, "more than")),
+        (ExpandWanted("pvc-one", STAGING), ExpandFound(LIVE, DIRECTORY, (HERE,)), Grow()),
+    ],
+)
+def test_expand(wanted: ExpandWanted, found: ExpandFound, expected: Any) -> None:
+    check(decided(expand, wanted, found), expected)
