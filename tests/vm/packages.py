@@ -16,6 +16,7 @@ PACKAGES = (
     "e2fsprogs",
     "xfsprogs",
     "util-linux",
+    "fdisk",
     "kmod",
     "cpio",
     "containerd",
