@@ -96,4 +96,6 @@ class Export:
 
     def state(self, guest: Guest) -> str:
         """Return the state of an initiator's controller as the kernel has it: ``live``, ``connecting``, …; empty without one."""
-        return guest.ask(f"cat $(dirname $(grep -lx {self.nqn} /sys/class/nvme/*/subsysnqn))/state").output.strip()
+        found = f"$(dirname $(grep -lx {self.nqn} /sys/class/nvme/*/subsysnqn))/state"
+        # Where there is none, what the shell says of that is no state.
+        return guest.ask(f"{{ cat {found}; }} 2> /dev/null").output.strip()

@@ -133,6 +133,7 @@ def wait_event(plane: ControlPlane, reason: str, word: str) -> Object:
 # What is shown
 
 
+@pytest.mark.requirement("R46")
 def test_connections_are_the_sessions_of_this_node_each_with_its_state_and_host_nqn(
     plugin: NodePlugin, make_export: MakeExport
 ) -> None:
