@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Any, Final, TextIO
 
 from rds_kubectl.connection import Access, NoConnection, connect
+from rds_kubectl.examining import examine
 from rds_kubectl.migration_rows import HEADINGS, changes, recent
 from rds_kubectl.reading import NoRecords, Reader, no_records
 from rds_kubectl.releasing import facts_about, release
@@ -165,6 +166,13 @@ async def release_node(run: Invocation) -> int:
     return DONE if done.done else NOT_DONE
 
 
+async def doctor(run: Invocation) -> int:
+    """Look whether the installation is as it should be."""
+    page = await examine(run.api, driver=run.given.driver_name, installation=run.given.driver_namespace)
+    run.say(page)
+    return WRONG if page.wrong and run.given.exit_status else DONE
+
+
 Command = Callable[[Invocation], Awaitable[int]]
 
 
@@ -193,6 +201,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--since", type=duration, default=86_400.0, metavar="TIME", help="those that ended since then [default: 24h]")
     one = command("volume", volume, "one volume: record, PV, claim, VM, pods, attachments, migrations, Events")
     one.add_argument("name", metavar="NAME", help=NAME)
+    one = command("doctor", doctor, "whether the installation is as it should be, and how to mend it")
+    one.add_argument("--exit-status", action="store_true", help="end with 3 where something is wrong or could not be read")
     one = command("release", release_node, "detach a volume from a node that is proven out", RELEASE)
     one.add_argument("name", metavar="VOLUME", help=NAME)
     one.add_argument("node", metavar="NODE", help="the name of the Node")

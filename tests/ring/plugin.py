@@ -16,6 +16,7 @@ from tests.ring.processes import Process
 
 VIEWER = "rds-csi-viewer"
 RELEASER = "rds-csi-releaser"
+DOCTOR = "rds-csi-doctor"
 
 
 class Plugin:

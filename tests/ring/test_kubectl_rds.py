@@ -7,12 +7,13 @@ import json
 import pytest
 
 from rds_records.record import Condition
+from tests.ring.audit import granted, used
 from tests.ring.cluster import Cluster, StaticVolume
 from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator
-from tests.ring.installation import NAMESPACE
+from tests.ring.installation import NAMESPACE, resources
 from tests.ring.kubevirt import KubeVirt
-from tests.ring.plugin import RELEASER, VIEWER, Plugin, through_kubectl
+from tests.ring.plugin import DOCTOR, RELEASER, VIEWER, Plugin, through_kubectl
 from tests.ring.processes import Process
 from tests.ring.proxy import Proxy
 from tests.ring.records import attach_to, change, detach_from, make_record, migrate, seconds_ago
@@ -268,6 +269,65 @@ def test_whoever_only_looks_cannot_release(viewer: Plugin, cluster: Cluster, hel
     done = viewer.run("release", volume.handle, node)
     assert (done.returncode, "cannot delete resource" in done.stderr) == (1, True)
     cluster.wait_attached(volume.handle, node)
+
+
+# Doctor
+
+
+def checks(plugin: Plugin, *arguments: str) -> dict[str, str]:
+    """Return the state of each check by its name."""
+    return {one["name"]: one["state"] for one in plugin.json("doctor", *arguments)["checks"]}
+
+
+@pytest.fixture(scope="module")
+def physician(installed: ControlPlane) -> Plugin:
+    return Plugin(installed, VIEWER, DOCTOR)
+
+
+@pytest.mark.usefixtures("operator")
+def test_an_installation_with_what_is_shipped_is_found_well(physician: Plugin, cluster: Cluster) -> None:
+    cluster.make_node()
+    states = eventually("the operator is active", lambda: found if (found := checks(physician))["Operator"] == "ok" else None)
+    names = ("API server", "Clock", "Record definition", "CSIDriver", "Nodes", "Rights rds-csi-controller", "Rights rds-operator")
+    assert {name: states[name] for name in names} == dict.fromkeys(names, "ok")
+
+
+def test_accounts_without_their_rights_and_a_missing_operator_are_found(physician: Plugin) -> None:
+    states = checks(physician, "--driver-namespace=elsewhere")
+    assert {states[name] for name in ("Operator", "Rights rds-csi-controller", "Rights rds-operator")} <= {"WRONG", "unknown"}
+    assert states["Rights rds-operator"] == "WRONG"
+    assert "rds-operator may not" in physician.page("doctor", "--driver-namespace=elsewhere")
+
+
+def test_whoever_may_not_look_is_told_so_and_nothing_is_called_well(installed: ControlPlane) -> None:
+    stranger = Plugin(installed)
+    states = checks(stranger)
+    assert {states[name] for name in ("Record definition", "CSIDriver", "Nodes", "Operator", "Rights")} == {"unknown"}
+    assert stranger.run("doctor", "--exit-status").returncode == 3
+
+
+# Rights
+
+
+@pytest.mark.usefixtures("attacher", "provisioner", "operator")
+def test_every_right_that_people_are_given_is_used(kubevirt: KubeVirt, installed: ControlPlane) -> None:
+    cluster = kubevirt.cluster
+    node = cluster.make_node()
+    claim = cluster.make_claim(cluster.make_storage_class())
+    cluster.wait_bound(claim)
+    (handle,) = kubevirt.run("vm", claims=[claim], node=node).handles
+    cluster.wait_record(handle, "knows its VM", lambda status: status.get("vmi"))
+    unused = cluster.make_static_volume()
+    cluster.make_attachment(unused.pv, unused.handle, node)
+    cluster.wait_attached(unused.handle, node)
+    person = Plugin(installed, VIEWER, RELEASER, DOCTOR)
+    for command in (["status"], ["volume", handle], ["doctor"], ["release", unused.handle, node, "--dry-run"]):
+        person.page(*command)
+    roles = [body for body in resources() if body["metadata"]["name"] in {VIEWER, RELEASER, DOCTOR}]
+    assert len(roles) == 4
+    wanted = {right for body in roles for right in granted(body)}
+    with person.watching("migrations", "-w"):
+        eventually("all rights are used", lambda: not wanted - used(installed.audit_log, person.account))
 
 
 # As kubectl runs it
