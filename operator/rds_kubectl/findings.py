@@ -16,6 +16,7 @@ from rds_process.tables import age, one_line
 from rds_records import messages
 from rds_records.conditions import LEAVING_NODE_READY
 from rds_records.evidence_condition import EVIDENCE_READABLE
+from rds_records.fencing import FenceReason
 from rds_records.node_health import node_health
 from rds_records.record import Announcement, Condition, Phase, Record, Result, Window
 from rds_records.windows import PENDING_LIMIT
@@ -92,7 +93,7 @@ def of_record(record: Record, now: datetime) -> Iterator[Said]:
             f"{len(status.attachments)} nodes hold it, more than allowed ({_nodes(record)}); no further one is admitted",
             "stop what runs on all but one of them",
         )
-    yield from _of_conditions(record)
+    yield from _of_conditions(record, now)
     for refusal in status.refusals:
         if now - refusal.last_time < RECENT_REFUSAL and not status.attachment_of(refusal.node_name):
             waits = f"node {refusal.node_name} waits for it, refused {refusal.count} times in {age(now - refusal.first_time)}"
@@ -192,10 +193,19 @@ CONDITIONS: Final[Mapping[str, Mapping[str, str]]] = {
 """Conditions that are bad where they are False: what to do, by reason (empty: any other)."""
 
 
-def _of_conditions(record: Record) -> Iterator[Said]:
+BY_DESIGN: Final = frozenset({FenceReason.NOT_ENABLED})
+"""What is as it was asked for."""
+
+UNDER_WAY: Final = frozenset({FenceReason.CHANGING, FenceReason.SWITCHED_OFF})
+"""What is put right by itself within ``SETTLING``."""
+
+
+def _of_conditions(record: Record, now: datetime) -> Iterator[Said]:
     for kind, ways in CONDITIONS.items():
         condition = record.status.condition(kind)
-        if condition and _holds(condition, "False"):
+        if condition is None or not _holds(condition, "False") or condition.reason in BY_DESIGN:
+            continue
+        if condition.reason not in UNDER_WAY or now - condition.last_transition_time > SETTLING:
             yield f"Not{kind}", f"{condition.reason}: {condition.message}", ways.get(condition.reason, ways[""])
 
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from rds_kubectl.world import Object, Trouble
-from rds_records import messages
+from rds_records import fencing, messages
 from rds_records.kubevirt_objects import FINAL_PHASES, Pod, Vmi
 from rds_records.names import DRIVER_NAME, unique_volume_name
 from rds_records.node_health import NodeHealth, node_health
@@ -21,9 +21,6 @@ from rds_records.record import ObjectReference, Record
 
 OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service"
 """Kubernetes documentation, "Non-graceful node shutdown": only on a node that is powered off."""
-
-FENCED: Final = "Fenced"
-"""The condition of a record whose volume the box serves to the nodes that are attached and to nobody else."""
 
 
 class Outcome(StrEnum):
@@ -112,9 +109,8 @@ class Facts:
 
     @property
     def fenced(self) -> bool:
-        """Whether the box keeps a node out that is not attached."""
-        condition = self.record.status.condition(FENCED) if self.record else None
-        return condition is not None and condition.status == "True"
+        """Whether the box was seen to keep out every node that is not attached."""
+        return self.record is not None and fencing.is_confirmed(self.record)
 
 
 def judge(facts: Facts) -> Answer:

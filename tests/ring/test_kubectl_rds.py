@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rds_records.record import Condition
+from rds_records.fencing import confirmed
 from tests.ring.audit import granted, used
 from tests.ring.cluster import Cluster, StaticVolume
 from tests.ring.controlplane import ControlPlane
@@ -242,8 +242,7 @@ def test_a_silent_node_is_released_where_the_fence_is_on(
     releaser: Plugin, cluster: Cluster, held: tuple[StaticVolume, str]
 ) -> None:
     silence(cluster, held[1])
-    fenced = Condition(type="Fenced", status="True", reason="Fenced", message="", last_transition_time=seconds_ago(0))
-    change(cluster, held[0].handle, lambda fresh: fresh.with_status(conditions=(*fresh.status.conditions, fenced)))
+    change(cluster, held[0].handle, lambda fresh: confirmed(fresh, enabled=True, disk=True, now=seconds_ago(0)))
     assert released(releaser, cluster, held) == "Fenced"
 
 

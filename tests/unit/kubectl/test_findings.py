@@ -11,6 +11,7 @@ from rds_kubectl.findings import Finding, findings
 from rds_kubectl.world import ATTACHMENTS, LEASE, NODES, Trouble, World, volumes_of_driver
 from rds_records.conditions import settled
 from rds_records.decisions import Code, Reason, Refused
+from rds_records.fencing import FenceReason
 from rds_records.node_health import node_health
 from rds_records.record import Announcement, Phase, Record, Result
 from rds_records.transitions import note_refusal
@@ -125,6 +126,19 @@ def test_a_condition_that_is_false_is_told_in_its_own_words(kind: str) -> None:
     finding = only(world(record))
     assert (finding.kind, finding.what) == (f"Not{kind}", "Odd: it is odd")
     assert finding.do
+
+
+def test_a_fence_that_nobody_asked_for_is_nothing_wrong() -> None:
+    record = with_condition(attached(fresh(), "node-a"), "Fenced", "False", FenceReason.NOT_ENABLED)
+    assert found(world(record)) == []
+
+
+def test_a_fence_that_is_being_changed_counts_only_once_it_takes_long() -> None:
+    record = with_condition(attached(fresh(), "node-a"), "Fenced", "False", FenceReason.CHANGING)
+    changed = record.status.conditions[-1].last_transition_time
+    assert found(world(record, now=changed + timedelta(seconds=59))) == []
+    late = changed + timedelta(seconds=61)
+    assert [one.kind for one in found(world(record, now=late, lease=lease(renewed=-61)))][-1:] == ["NotFenced"]
 
 
 @pytest.mark.parametrize("kind", ["EvidenceReadable", "VerdictReadable"])

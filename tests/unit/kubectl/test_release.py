@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rds_kubectl.release import FENCED, OUT_OF_SERVICE, Answer, Facts, Outcome, judge
+from rds_kubectl.release import OUT_OF_SERVICE, Answer, Facts, Outcome, judge
 from rds_kubectl.releasing import release
 from rds_kubectl.world import Trouble, Volume
+from rds_records.fencing import FENCED, confirmed
 from rds_records.kubernetes_api import ApiUnavailable, ObjectNotFound, WriteConflict
 from rds_records.kubevirt_objects import Pod, Vmi
 from rds_records.names import unique_volume_name
 from rds_records.record import Record
 from tests.unit.kubectl.cluster_objects import CLAIM, Object, attachment, ended, node, with_condition
-from tests.unit.records.volumes import HANDLE, attached, fresh
+from tests.unit.records.volumes import HANDLE, START, attached, fresh
 from tests.unit.test_advice import forbidden
 
 NAME = unique_volume_name(HANDLE)
@@ -50,7 +51,7 @@ def ground(given_facts: Facts) -> tuple[Outcome, str]:
 
 
 def fenced(record: Record) -> Record:
-    return with_condition(record, FENCED)
+    return confirmed(record, enabled=True, disk=True, now=START)
 
 
 def test_a_node_that_does_not_exist_is_out() -> None:
