@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, Final
 
 from rds_csi.capacity import Reserve
@@ -32,6 +31,7 @@ from rds_csi.snapshot_mode import SnapshotMode
 from rds_process import logs
 from rds_process.exposition import parse_address
 from rds_process.options import Options, duration
+from rds_process.version import ShowVersion
 from rds_records.names import DRIVER_NAME, SlotNames, check_ip_address, check_node_name
 
 _log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ example:
 def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     """Return the command line's parser, with defaults from the environment."""
     top = argparse.ArgumentParser(prog="rds-csi", description=DESCRIPTION, allow_abbrev=False)
-    top.add_argument("--version", action="version", version=f"rds-csi {version('rds-csi')}")
+    top.add_argument("--version", action=ShowVersion, program="rds-csi")
     commands = top.add_subparsers(dest="command", required=True, metavar="controller|node")
     _controller(_command(commands, "controller", "serve the Controller service", CONTROLLER, EPILOG + EXAMPLE), environment)
     _node(_command(commands, "node", "serve the Node service", NODE, EPILOG), environment)

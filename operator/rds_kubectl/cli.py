@@ -10,7 +10,6 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.metadata import version
 from typing import Any, Final, TextIO
 
 from rds_kubectl.connection import Access, NoConnection, connect
@@ -25,6 +24,7 @@ from rds_kubectl.watching import follow
 from rds_kubectl.world import volumes_of_driver
 from rds_process.options import duration
 from rds_process.tables import table
+from rds_process.version import ShowVersion
 from rds_records.kubernetes_api import ApiError, KubernetesApi
 from rds_records.names import DRIVER_NAME
 from rds_records.record import Record
@@ -181,7 +181,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="kubectl rds", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    flags.add_argument("--version", action="version", version=f"kubectl-rds {version('rds-csi')}")
+    flags.add_argument("--version", action=ShowVersion, program="kubectl-rds")
     common = _common()
     flags_before = flags.add_argument_group("how to reach the cluster, as with kubectl")
     for action in common._actions:  # noqa: SLF001 the same options in both places

@@ -20,6 +20,7 @@ from rds_operator.process import Settings, default_identity, live
 from rds_process import logs
 from rds_process.exposition import parse_address
 from rds_process.options import Options, duration
+from rds_process.version import ShowVersion
 from rds_records.names import DRIVER_NAME
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ def parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="rds-operator", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    flags.add_argument("--version", action=ShowVersion, program="rds-operator")
     options = Options(flags, environment, prefix="RDS_OPERATOR_")
     timing = Timing()
     options.add("--kubeconfig", "how to reach the API server; where none is named, as a pod does", metavar="FILE")
