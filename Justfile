@@ -21,7 +21,7 @@ test *ARGS: check packages binaries
     @python -m tests.runs --numprocesses 2 --choose "not long" "$@"
 
 # What takes longer: larger property tests, more kills.
-test-long *ARGS: packages binaries
+test-long *ARGS: packages image-packages binaries
     @python -m tests.runs --choose long --timeout 1800 "$@"
 
 # Measure something in one run: bench publish (as ratios), bench deadlines.
@@ -31,6 +31,14 @@ bench WHAT *ARGS:
 # Generate the stubs anew from csi.proto and pluginregistration.proto.
 stubs:
     cd csi && python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. rds_csi/spec/*.proto
+
+# Build the documentation as a site into dist/site; links that lead nowhere fail.
+docs:
+    mkdocs build --strict
+
+# Write docs/record-reference.md anew from the definition of the records.
+reference:
+    @python -m tests.reference
 
 # Start a control plane with the manifests installed, print its KUBECONFIG, stop on Ctrl-C.
 ring:
@@ -43,6 +51,14 @@ box *ARGS:
 # Install what the guests need, where it is missing (Debian).
 packages:
     @python -m tests.vm.packages
+
+# Build the image and its bill of materials into dist/ (--base IMAGE: on a fetched Debian 12, else on one that is made here). As root.
+image *ARGS: image-packages
+    @python -m tests.image.building "$@"
+
+# Install what building the image needs, where it is missing (Debian).
+image-packages:
+    @python -m tests.image.packages
 
 # Build the ring's binaries into the cache, if they are not there yet.
 binaries *NAMES:

@@ -1,0 +1,15 @@
+"""The Debian packages that building the image needs (``./justw image``)."""
+
+from __future__ import annotations
+
+from tests.packages import Packages
+
+IMAGE = Packages(
+    part="image",
+    needs="the image is built as root with buildah, on a base that mmdebstrap makes from Debian's packages",
+    recipe="./justw image",
+    names=("buildah", "mmdebstrap", "debian-archive-keyring", "util-linux"),
+)
+
+if __name__ == "__main__":
+    IMAGE.main()
