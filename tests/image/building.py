@@ -247,7 +247,8 @@ def lent() -> Iterator[Lending]:
         pip.mkdir()
         _write_pip_configuration(pip)
         # Folders that every Debian has: a mount point that had to be made would stay in a layer.
-        yield Lending(acquire, tuple(apt / "sources.list.d" / path.name for path in sources), ((apt, "/etc/apt"), (pip, PIP_FOLDER)))
+        volumes = ((apt, "/etc/apt"), (pip, PIP_FOLDER))
+        yield Lending(acquire, tuple(apt / "sources.list.d" / path.name for path in sources), volumes)
 
 
 def _write_pip_configuration(folder: Path) -> None:

@@ -5,11 +5,14 @@ No container runtime is needed for that: a mount namespace and a change of root 
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from tests.image.building import Image
 
@@ -58,10 +61,21 @@ def lend(argv: Sequence[str | Path], folder: Path, user: str) -> list[str]:
         if value.startswith("/") and Path(value).is_file() and option:
             copy = folder / f"{number}-{Path(value).name}"
             shutil.copy(value, copy)
-            copy.chmod(0o400)
-            os.chown(copy, owner, group)
+            if copy.suffix == ".kubeconfig":
+                _name_authority(copy)
             words.append(f"{option}={copy}")
         else:
             words.append(word)
-    os.chown(folder, owner, group)
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, owner, group)
     return words
+
+
+def _name_authority(kubeconfig: Path) -> None:
+    """Let a kubeconfig name the API server's authority as a file, as a pod's account has it: inlined, it would be written out."""
+    config = yaml.safe_load(kubeconfig.read_text())
+    for cluster in (entry["cluster"] for entry in config["clusters"]):
+        file = kubeconfig.with_suffix(".crt")
+        file.write_bytes(base64.b64decode(cluster.pop("certificate-authority-data")))
+        cluster["certificate-authority"] = str(LENT / file.name)
+    kubeconfig.write_text(yaml.safe_dump(config))
