@@ -4,16 +4,21 @@ Nothing the box says about a change is trusted, silence least: what counts is wh
 OutcomeUnknown is followed by a read before anything is sent again.
 """
 
+import asyncio
+import contextlib
 import enum
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
+from time import monotonic
 
 from rds_csi.routeros import commands, exchange, readings
 from rds_csi.routeros.commands import DiskSpec, Export, FilePath, Slot
 from rds_csi.routeros.errors import (
     AlreadyThere,
     BoxBusy,
+    BoxError,
+    BoxUnreachable,
     Difference,
     DiskInTheWay,
     FileInTheWay,
@@ -28,6 +33,9 @@ from rds_csi.routeros.readings import Sensor, Traffic
 
 SLOTS_IN_A_LINE = 50
 """How many disks are asked about in one command line."""
+
+EXPORT_AGAIN_SECONDS = 20.0
+"""For beginning an export again that was ended, however little time its caller has left."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +277,8 @@ class Box:
         does is not known. So the list is changed and read back first: whoever is dropped then and is not on it does not come back.
 
         Safe to call again after any failure and after a crash at any point: what is there is read first, and where the crash was
-        between the end of the export and its beginning, the disk is found without export and gets it back, with the list.
+        between the end of the export and its beginning, the disk is found without export and gets it back, with the list; its
+        sessions were dropped by then. A caller that leaves, or whose time is over, does not come between the two.
 
         Raises:
             NoSuchItem: there is no disk in the slot.
@@ -286,9 +295,8 @@ class Box:
             only_hosts = disk.exported and disk.port == export.port
             command = commands.allow_hosts(export) if only_hosts else commands.export_to_hosts(export)
             await self._set_export(command, export, deadline)
-        if cycle:
-            await self._set_export(commands.unexport_disk(export.slot), None, deadline, slot=export.slot)
-            await self._set_export(commands.export_to_hosts(export), export, deadline)
+        if cycle and disk.exported:
+            await _to_its_end(self._cycle(export, deadline))
 
     async def delete_disk(self, slot: Slot, *, path: FilePath | None = None, deadline: float) -> None:
         """Remove the disk, or find it gone; its file stays. With ``path``: only a disk of that file.
@@ -334,6 +342,21 @@ class Box:
             raise trouble or BoxBusy(f"file {path} is still there after its removal")
 
     # Steps
+
+    async def _cycle(self, export: Export, deadline: float) -> None:
+        """End the export and begin it again: once the end may have been sent, also where it was not heard of."""
+        try:
+            await self._set_export(commands.unexport_disk(export.slot), None, deadline, slot=export.slot)
+        except BoxUnreachable:
+            raise
+        except BoxError:
+            with contextlib.suppress(BoxError):
+                await self._export_again(export, deadline)
+            raise
+        await self._export_again(export, deadline)
+
+    async def _export_again(self, export: Export, deadline: float) -> None:
+        await self._set_export(commands.export_to_hosts(export), export, max(deadline, monotonic() + EXPORT_AGAIN_SECONDS))
 
     async def _set_export(self, command: str, export: Export | None, deadline: float, *, slot: Slot | None = None) -> None:
         """Change how a disk is exported (None: not at all), and read it back."""
@@ -393,6 +416,16 @@ class Box:
             for other in await self.disks_of(spec.path, deadline=deadline):
                 _refuse_cut_slot(other, spec)
         raise ReadBackMismatch(f"disk {spec.slot}", {"slot": Difference(str(spec.slot), "not there")})
+
+
+async def _to_its_end(work: Coroutine[None, None, None]) -> None:
+    """Run what must not stop half-way; a caller that is cancelled meanwhile is so only after it."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 def _absolute(path: str) -> str:

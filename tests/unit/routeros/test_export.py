@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -13,12 +15,15 @@ from rds_csi.routeros import (
     Box,
     BoxBusy,
     BoxError,
+    BoxUnreachable,
     DiskInTheWay,
     Export,
     InvalidName,
     NoSuchItem,
     NotUnderstood,
     Nqn,
+    OutcomeUnknown,
+    Output,
     ReadBackMismatch,
     Slot,
 )
@@ -119,6 +124,62 @@ def test_a_box_that_goes_on_exporting_is_not_taken_at_its_word() -> None:
     with pytest.raises(BoxError) as caught:
         run(Box(link).allow_hosts(export(HOSTS[0]), cycle=True, deadline=0))
     assert isinstance(caught.value, BoxBusy) or "nvme-tcp-server" in str(caught.value)
+
+
+class Waiting(Link):
+    """A link on which the end of an export waits until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console.run(add_disk(SPEC))
+        self.ends, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def run(self, command: str, *, deadline: float) -> Output:
+        output = await super().run(command, deadline=deadline)
+        if command == unexport_disk(Slot(HANDLE)):
+            self.ends.set()
+            await self.goes_on.wait()
+        return output
+
+
+async def test_a_caller_that_leaves_between_end_and_beginning_of_an_export_leaves_none_that_is_off() -> None:
+    link = Waiting()
+    call = asyncio.ensure_future(Box(link).allow_hosts(export(HOSTS[0]), cycle=True, deadline=0))
+    await link.ends.wait()
+    call.cancel()
+    await asyncio.sleep(0)
+    assert state(link) == (False, HOSTS[0])
+    # Whoever holds the volume's lock keeps it until the export is back.
+    assert not call.done()
+    link.goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert state(link) == (True, HOSTS[0])
+
+
+class Late(Link):
+    """A link of a caller whose time is over once the export has ended."""
+
+    async def run(self, command: str, *, deadline: float) -> Output:
+        if unexport_disk(Slot(HANDLE)) in self.sent and deadline <= monotonic():
+            raise BoxUnreachable("time ran out")
+        return await super().run(command, deadline=deadline)
+
+
+def test_a_call_whose_time_is_over_after_the_end_of_an_export_begins_it_again() -> None:
+    link = Late()
+    link.console.run(add_disk(SPEC))
+    with pytest.raises(OutcomeUnknown):
+        run(Box(link).allow_hosts(export(HOSTS[0]), cycle=True, deadline=0))
+    assert state(link) == (True, HOSTS[0])
+
+
+def test_sessions_that_a_crash_has_dropped_are_not_dropped_again() -> None:
+    link = linked()
+    link.console.run(unexport_disk(Slot(HANDLE)))
+    run(Box(link).allow_hosts(export(HOSTS[1]), cycle=True, deadline=0))
+    assert unexport_disk(Slot(HANDLE)) not in link.sent
+    assert state(link) == (True, HOSTS[1])
 
 
 def test_a_disk_that_is_not_there_or_is_another_one_is_not_touched() -> None:
