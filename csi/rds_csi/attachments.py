@@ -168,6 +168,18 @@ class Attachments:
             raise rejection(decision)
         return bool(decision.record.status.attachments)
 
+    async def end_abandoned_detach(self, handle: str, node: str, *, deadline: float) -> bool:
+        """End a detach that began where nobody will call for it again: its VolumeAttachment is gone; tells whether it did.
+
+        Raises as ``detach``. One that is attached anew meanwhile has a VolumeAttachment again, and ``detach`` comes too late.
+        """
+        try:
+            await self.api.get_metadata(f"{_VOLUME_ATTACHMENTS}/{volume_attachment_name(handle, node, self.driver)}")
+        except ObjectNotFound:
+            await self.detach(handle, node, deadline=deadline)
+            return True
+        return False
+
     async def _detach_all(self, handle: str, *, deadline: float) -> bool:
         record = await self.known(handle, caller=None, adopt=False)
         if record is None or not record.status.attachments:

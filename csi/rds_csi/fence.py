@@ -6,9 +6,10 @@ done before the box is told, and that it was done only after the box was read ba
 
 - killed before the box was told, or while it was: the record says ``Changing``, or has the node as ``leaving``. The same call,
   tried again, finds that and tells the box what the record says by then. The commands say what should be, not what changes.
-- killed between the end of an export and its beginning: the disk is found without export and gets it back, with the list; by the
-  same call, or by ``FenceWatch`` of any replica if nobody calls again. A detach that was forced stays forced on the record, so
-  whoever goes on with it drops the sessions again.
+- killed between the end of an export and its beginning (a caller that leaves does not come between): the disk is found without
+  export and gets it back, with the list; by the same call, or by ``FenceWatch`` of any replica if nobody calls again. A detach that
+  was forced stays forced on the record, so whoever goes on with it drops the sessions, unless the box has ended the export already.
+- and the VolumeAttachment is gone meanwhile, so that nobody calls again: ``FenceWatch`` ends the detach.
 - killed between the box and the last write: the box is found as it should be, and only the write is left.
 - two replicas at once: each reads the record again with its last write. If other nodes are admitted by then, it tells the box
   again, and where its own list had let in a node that has left meanwhile, it drops the sessions too. A replica that dies before
@@ -19,9 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 from rds_csi.errors import FailedPrecondition, Rejected, Unavailable
 from rds_csi.fence_mode import FenceMode
@@ -195,16 +197,25 @@ def out_of_line(record: Record, disk: Disk, *, enabled: bool) -> bool:
     return disk.hosts != fencing.host_nqns(nodes) or not fencing.is_confirmed(record)
 
 
+class EndDetach(Protocol):
+    """Ends a detach that began; ``Attachments.end_abandoned_detach`` is one."""
+
+    def __call__(self, handle: str, node: str, *, deadline: float) -> Awaitable[bool]:
+        """End it where nobody will call for it again; tells whether it did."""
+        ...
+
+
 @dataclass(slots=True)
 class FenceWatch:
-    """Puts right what a replica that was killed has left on the box, and what somebody changed there by hand.
+    """Puts right what a replica that was killed has left on box and records, and what somebody changed on the box by hand.
 
     With the fence off it clears the lists that are left from when it was on, and ends.
     """
 
     fence: Fence
     locks: VolumeLocks
-    _seen: dict[str, tuple[str | None, Disk]] = field(default_factory=dict)
+    end_detach: EndDetach
+    _seen: dict[str, tuple[str | None, Disk | None]] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Look until there is nothing left to look at: for ever with the fence on."""
@@ -222,29 +233,46 @@ class FenceWatch:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def round(self) -> bool:
-        """Look once; returns whether a volume has a list. The box is not asked where none has."""
-        records = [record for record in await self.fence.store.list() if record.spec.target and fencing.list_may_exist(record)]
+        """Look once; returns whether a volume has a list, or a node that is leaving. The box is not asked where none has."""
+        records = [record for record in await self.fence.store.list() if record.spec.target and _concerns(record)]
         if not records:
             return False
         disks = {disk.slot: disk for disk in await self.fence.box.disks(deadline=monotonic() + WATCH_ANSWER_SECONDS)}
         seen, self._seen = self._seen, {}
         for record in records:
             disk = disks.get(record.spec.target.slot) if record.spec.target else None
-            if disk is None or not out_of_line(record, disk, enabled=self.fence.enabled):
+            wrong = disk is not None and out_of_line(record, disk, enabled=self.fence.enabled)
+            if not wrong and not _leaving(record):
                 continue
             uid, sight = record.metadata.uid or record.handle, (record.metadata.resource_version, disk)
             self._seen[uid] = sight
-            if seen.get(uid) == sight:
-                await self._repair(record, disk)
+            if seen.get(uid) != sight:
+                continue
+            try:
+                await self._put_right(record, disk if wrong else None)
+            except (Rejected, Contended, ApiError) as error:
+                # The next one may be better off.
+                _log.warning("box and record not brought in line", extra={"volume": record.handle, "error": str(error)})
         return True
 
-    async def _repair(self, record: Record, disk: Disk) -> None:
+    async def _put_right(self, record: Record, wrong: Disk | None) -> None:
+        """End what nobody else will end, else bring the disk in line where it is wrong."""
         async with self.locks.hold(record.handle):
             newest = await self.fence.store.reread(record)
             if newest.metadata.resource_version != record.metadata.resource_version:
                 return
-            _log.warning("box brought in line with record", extra={"volume": record.handle, "disk": str(disk)})
-            try:
-                await self.fence.repair(newest, disk, deadline=monotonic() + WATCH_ANSWER_SECONDS)
-            except (Rejected, Contended) as error:
-                _log.warning("box not brought in line", extra={"volume": record.handle, "error": str(error)})
+            for node in _leaving(newest):
+                if await self.end_detach(newest.handle, node, deadline=monotonic() + WATCH_ANSWER_SECONDS):
+                    _log.warning("detach ended that nobody called for again", extra={"volume": record.handle, "node": node})
+                    wrong = None
+            if wrong is not None:
+                _log.warning("box brought in line with record", extra={"volume": record.handle, "disk": str(wrong)})
+                await self.fence.repair(newest, wrong, deadline=monotonic() + WATCH_ANSWER_SECONDS)
+
+
+def _leaving(record: Record) -> list[str]:
+    return [held.node_name for held in record.status.attachments if held.leaving]
+
+
+def _concerns(record: Record) -> bool:
+    return fencing.list_may_exist(record) or bool(_leaving(record))

@@ -109,7 +109,7 @@ async def controller(settings: ControllerSettings) -> None:
             return good, {"api_server": ready.trouble or "ok", "box": str(transport.trouble or "ok")}
 
         await stack.enter_async_context(_background(_reconcile(attachments)))
-        await stack.enter_async_context(_background(FenceWatch(fence, locks).run()))
+        await stack.enter_async_context(_background(FenceWatch(fence, locks, attachments.end_abandoned_detach).run()))
         await stack.enter_async_context(_background(backend.find_out()))
         await _serve(settings, [service], ready, readiness, metrics.registry, metrics.rpcs)
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rds_csi.attachments import Attachments
 from rds_csi.errors import Rejected
 from rds_csi.fence import Fence, FenceWatch, out_of_line
 from rds_csi.fence_mode import FenceMode
@@ -23,8 +24,8 @@ from rds_csi.volume_locks import VolumeLocks
 from rds_records.clock import ServerClock
 from rds_records.decisions import Refused
 from rds_records.fencing import NOBODY, admitted, confirmed, host_nqns, is_confirmed, noted
-from rds_records.kubernetes_api import ApiError
-from rds_records.names import host_nqn_for
+from rds_records.kubernetes_api import ApiError, ApiUnavailable, ObjectNotFound
+from rds_records.names import host_nqn_for, volume_attachment_name
 from rds_records.record import Force, ForceReason, Record
 from rds_records.store import Contended, RecordStore
 from rds_records.transitions import attach, begin_detach, detach
@@ -212,13 +213,17 @@ def test_an_answered_forced_detach_left_no_session_where_no_other_call_is_under_
     asyncio.run(live())
 
 
+async def nobody_left(handle: str, node: str, *, deadline: float) -> bool:
+    raise AssertionError(f"{node} is not leaving")
+
+
 def test_with_the_fence_off_the_box_is_not_asked() -> None:
     world = World([], fresh())
 
     async def live() -> None:
         fence = world.fence(FenceMode.NONE)
         await publish(world, fence, "node-a")
-        assert not await FenceWatch(fence, VolumeLocks()).round()
+        assert not await FenceWatch(fence, VolumeLocks(), nobody_left).round()
 
     asyncio.run(live())
     assert world.commands == []
@@ -236,7 +241,7 @@ def test_what_a_dead_replica_has_left_is_put_right_at_the_second_sight(left: str
         fence = world.fence()
         await publish(world, fence, "node-a")
         world.console.run(f"/disk set [find slot={HANDLE}] {left}")
-        watch = FenceWatch(fence, VolumeLocks())
+        watch = FenceWatch(fence, VolumeLocks(), nobody_left)
         await watch.round()
         assert not is_right(world)
         await watch.round()
@@ -250,7 +255,7 @@ def test_a_list_that_is_left_from_before_is_cleared_with_the_fence_off() -> None
 
     async def live() -> None:
         await publish(world, world.fence(), "node-a")
-        watch = FenceWatch(world.fence(FenceMode.NONE), VolumeLocks())
+        watch = FenceWatch(world.fence(FenceMode.NONE), VolumeLocks(), nobody_left)
         await watch.round()
         await watch.round()
         assert not await watch.round()
@@ -276,3 +281,100 @@ def test_while_a_node_is_leaving_only_a_lost_export_is_put_right() -> None:
     assert not isinstance(leaving, Refused)
     assert not out_of_line(leaving.record, DISK, enabled=True)
     assert out_of_line(leaving.record, replace(DISK, exported=False), enabled=True)
+
+
+class Cluster:
+    """Nodes that are Ready, and the VolumeAttachments that a test has."""
+
+    def __init__(self) -> None:
+        self.clock = ServerClock()
+        self.attachments: dict[str, dict[str, Any]] = {}
+        self.trouble: ApiError | None = None
+
+    async def get(self, path: str) -> dict[str, Any]:
+        return {"metadata": {"name": path.rsplit("/", 1)[1]}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+
+    async def get_metadata(self, path: str) -> dict[str, Any]:
+        if self.trouble:
+            raise self.trouble
+        if (found := self.attachments.get(path.rsplit("/", 1)[1])) is None:
+            raise ObjectNotFound(path, 404)
+        return found
+
+
+def watching(world: World, cluster: Cluster, mode: FenceMode = FenceMode.ALLOW_HOST_NAME) -> FenceWatch:
+    fence = world.fence(mode)
+    attachments = Attachments(cluster, fence.store, None, fence)  # type: ignore[arg-type]
+    return FenceWatch(fence, VolumeLocks(), attachments.end_abandoned_detach)
+
+
+async def killed_while_the_export_is_off(world: World, *nodes: str) -> None:
+    """Attach these nodes, and let a replica die in a forced detach of the first."""
+    for node in nodes:
+        await publish(world, world.fence(), node)
+    record = world.record
+    held = record.status.attachment_of(nodes[0])
+    assert held is not None
+    begun = begin_detach(record, nodes[0], attachment_id=held.id, wanted=False, now=at(3), force=FORCE)
+    assert not isinstance(begun, Refused)
+    await world.fence().store.change(record, lambda _: begun)
+    world.console.run(f"/disk set [find slot={HANDLE}] nvme-tcp-export=no")
+
+
+@pytest.mark.parametrize("others", [(), ("node-b",)])
+@pytest.mark.parametrize("mode", FenceMode)
+def test_a_detach_that_nobody_will_call_for_again_is_ended(others: tuple[str, ...], mode: FenceMode) -> None:
+    world = World([], fresh())
+
+    async def live() -> None:
+        await killed_while_the_export_is_off(world, "node-a", *others)
+        watch = watching(world, Cluster(), mode)
+        await watch.round()
+        assert world.record.status.attachment_of("node-a")
+        await watch.round()
+
+    asyncio.run(live())
+    assert admitted(world.record) == set(others)
+    assert [held.node_name for held in world.record.status.attachments] == [*others]
+    assert [(mark.reason, mark.fenced) for mark in world.record.status.forced_detaches] == [
+        (ForceReason.NODE_NOT_READY, mode is FenceMode.ALLOW_HOST_NAME)
+    ]
+    if mode is FenceMode.ALLOW_HOST_NAME:
+        assert world.disk.nvme_tcp_export
+        assert world.hosts == host_nqns(others)
+        assert is_confirmed(world.record)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"deletionTimestamp": "2026-01-01T00:00:00Z"}])
+def test_a_detach_whose_attachment_is_still_there_is_its_callers_and_only_the_export_comes_back(metadata: dict[str, Any]) -> None:
+    world = World([], fresh())
+
+    async def live() -> None:
+        await killed_while_the_export_is_off(world, *NODES)
+        cluster = Cluster()
+        cluster.attachments[volume_attachment_name(HANDLE, "node-a")] = metadata
+        watch = watching(world, cluster)
+        for _ in range(3):
+            await watch.round()
+
+    asyncio.run(live())
+    assert world.record.status.attachment_of("node-a")
+    assert world.disk.nvme_tcp_export
+    assert world.hosts == host_nqns({"node-b"})
+
+
+def test_one_volume_that_cannot_be_put_right_does_not_end_the_round() -> None:
+    world = World([], fresh())
+
+    async def live() -> None:
+        await killed_while_the_export_is_off(world, "node-a")
+        cluster = Cluster()
+        cluster.trouble = ApiUnavailable("no API server")
+        watch = watching(world, cluster)
+        for _ in range(2):
+            assert await watch.round()
+        cluster.trouble = None
+        await watch.round()
+
+    asyncio.run(live())
+    assert world.record.status.attachments == ()
