@@ -6,6 +6,7 @@ on what an earlier call did or believed it had done, and a call that ended anywh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -16,6 +17,9 @@ from rds_csi.node.mountinfo import Mount
 from rds_csi.node.nvme import Target, connected_elsewhere
 from rds_csi.node.sysfs import DeviceNumber, Namespace, Session
 from rds_csi.node.usage import User, describe
+
+_POD = re.compile(r"(.+/pods/[^/]+)/volumes/.+")
+"""A target path of a kubelet, and the directory of its pod (kubernetes, pkg/kubelet/kubelet_getters.go)."""
 
 
 class PlaceKind(Enum):
@@ -202,6 +206,8 @@ class StageFound:
     """Whether this call has already disconnected once."""
 
     grown: bool = False
+    stopped: bool = False
+    """Whether the file system of the uppermost mount has stopped after an error."""
 
 
 def stage(wanted: StageWanted, found: StageFound) -> StageStep:
@@ -277,7 +283,7 @@ def _stage_mounted(wanted: StageWanted, found: StageFound) -> StageStep:
     if ("ro" in top.options) != wanted.read_only:
         how = "read-only" if "ro" in top.options else "for writing"
         raise AlreadyExists(f"volume {wanted.volume_id} is already staged {how} at {top.mount_point}; unstage it first")
-    return Done() if found.grown or top.read_only else Grow()
+    return Done() if found.grown or found.stopped or top.read_only else Grow()
 
 
 def _stage_filesystem(wanted: StageWanted, found: StageFound, disk: Namespace) -> StageStep:
@@ -379,6 +385,9 @@ class PublishFound:
     nodev: bool = False
     """Whether device nodes at the target path cannot be opened, for the file system there is mounted so."""
 
+    others: tuple[str, ...] = ()
+    """Where it is published besides, of a volume that is for one pod alone."""
+
 
 def publish_block(volume_id: str, found: PublishFound) -> PublishStep:
     """Return the next step of NodePublishVolume for a block device: a device node at the target path; raises Rejected.
@@ -387,6 +396,7 @@ def publish_block(volume_id: str, found: PublishFound) -> PublishStep:
     connect, and an old node may be another volume's disk.
     """
     disk = _only_disk(volume_id, _staged_session(volume_id, found.session))
+    _refuse_second_pod(volume_id, found.others)
     match found.place:
         case Place(PlaceKind.BLOCK_DEVICE, number=there) if there == disk.number:
             if len(found.mounts) > 1:
@@ -409,6 +419,7 @@ def publish_filesystem(volume_id: str, options: tuple[str, ...], found: PublishF
     """Return the next step of NodePublishVolume for a file system: one bind mount of the staging path; raises Rejected."""
     if not found.staged:
         raise FailedPrecondition(f"volume {volume_id} is not staged here")
+    _refuse_second_pod(volume_id, found.others)
     staged = found.staged[-1].number
     if staged not in _numbers(_staged_session(volume_id, found.session)):
         raise FailedPrecondition(f"volume {volume_id}: its disk has another number than when it was staged; stage it again")
@@ -424,6 +435,25 @@ def publish_filesystem(volume_id: str, options: tuple[str, ...], found: PublishF
     if found.place.kind is PlaceKind.DIRECTORY:
         return BindMount()
     return _remove(volume_id, found.place)
+
+
+def mounted_for_others(mounts: Iterable[Mount], staging: str, target: str) -> tuple[str, ...]:
+    """Return where a staged file system is mounted for other pods than that of the target path.
+
+    A kubelet mounts what a container asks for by ``subPath`` beside its pod's volumes.
+    """
+    pod = _POD.fullmatch(target)
+    own = f"{pod[1]}/volume-subpaths/" if pod else ""
+    return tuple(
+        mount.mount_point
+        for mount in mounts
+        if mount.mount_point not in {staging, target} and not (own and mount.mount_point.startswith(own))
+    )
+
+
+def _refuse_second_pod(volume_id: str, others: tuple[str, ...]) -> None:
+    for other in others:
+        raise FailedPrecondition(f"volume {volume_id} is for one pod alone (ReadWriteOncePod), and published at {other} already")
 
 
 # Unpublish
@@ -481,6 +511,8 @@ class ExpandFound:
     """Whether the kernel was just told to ask the target."""
 
     grown: bool = False
+    stopped: bool = False
+    """Whether the file system of the uppermost mount has stopped after an error."""
 
 
 def expand(wanted: ExpandWanted, found: ExpandFound) -> ExpandStep:
@@ -502,7 +534,8 @@ def expand(wanted: ExpandWanted, found: ExpandFound) -> ExpandStep:
         return Await(what) if found.rescanned else Rescan()
     if wanted.limit_bytes and disk.size_bytes > wanted.limit_bytes:
         raise OutOfRange(f"volume {wanted.volume_id}: {disk.name} has {disk.size_bytes} bytes, more than {wanted.limit_bytes}")
-    if wanted.block:
+    # A caller need not say how the volume is used.
+    if wanted.block or found.place.kind is PlaceKind.BLOCK_DEVICE:
         return Done()
     if found.place.kind is PlaceKind.NOTHING:
         raise NotFound(f"volume {wanted.volume_id}: nothing is at {wanted.path[:120]}")
@@ -510,7 +543,7 @@ def expand(wanted: ExpandWanted, found: ExpandFound) -> ExpandStep:
         raise FailedPrecondition(f"volume {wanted.volume_id} is not mounted at {wanted.path[:120]}; stage and publish it first")
     if found.grown:
         return Done()
-    if "ro" in found.mounts[-1].super_options:
+    if found.stopped or "ro" in found.mounts[-1].super_options:
         raise FailedPrecondition(f"volume {wanted.volume_id}: its file system is read-only now, and cannot be grown")
     return Grow()
 

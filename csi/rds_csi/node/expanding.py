@@ -46,6 +46,7 @@ class Expanding:
                 mounts=mounted.mounts,
                 rescanned=rescanned is not None and clock.monotonic() - rescanned < RESCAN_SECONDS,
                 grown=grown,
+                stopped=await self.host.has_stopped(mounted),
             )
             match decisions.expand(asked.wanted, found):
                 case decisions.Done():

@@ -1,17 +1,16 @@
-"""Whether the volumes of a node are well, as sysfs and the mount table show it. Pure.
-
-What it cannot see: XFS that has shut itself down stays mounted read-write, and answers every call with an error.
-"""
+"""Whether the volumes of a node are well, as sysfs, the mount table and their file systems show it. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 
+from rds_csi.node.filesystem_errors import NO_ERRORS, Errors, has_stopped
 from rds_csi.node.mountinfo import Mount
-from rds_csi.node.sysfs import Session
+from rds_csi.node.sysfs import DeviceNumber, Session
 
 GRACE_SECONDS: Final = 30.0
 """For how long a session may be without live controller or disk: the kernel reconnects within that after a short outage."""
@@ -27,7 +26,10 @@ class Problem(StrEnum):
     """Its disk, which was there, is there no more, though it is staged."""
 
     FILESYSTEM_READ_ONLY = "filesystem_read_only"
-    """The kernel stopped writing to its file system, as ext4 does after an error."""
+    """Its file system has stopped after an error: ext4 is not written to any more, XFS answers nothing."""
+
+    FILESYSTEM_ERRORS = "filesystem_errors"
+    """Its ext4 has recorded errors that no fsck has cleared, and goes on."""
 
 
 LASTING: Final = frozenset({Problem.CONNECTION_LOST, Problem.DEVICE_VANISHED})
@@ -45,24 +47,27 @@ class Change:
     """Since the first look at which it was so."""
 
 
-def problems_of(session: Session | None, mounts: Iterable[Mount]) -> frozenset[Problem]:
-    """Return what is wrong at this moment with a volume that is staged here; ``mounts`` are all of the node's."""
+NONE_KNOWN: Final[Mapping[DeviceNumber, Errors]] = MappingProxyType({})
+
+
+def problems_of(
+    session: Session | None, mounts: Iterable[Mount], errors: Mapping[DeviceNumber, Errors] = NONE_KNOWN
+) -> frozenset[Problem]:
+    """Return what is wrong at this moment with a volume that is staged here; ``mounts`` are all of the node's.
+
+    ``errors`` are what file systems say of themselves, by their disks.
+    """
     if session is None or not session.namespaces:
         vanished = {Problem.DEVICE_VANISHED}
         return frozenset(vanished if session is None or session.live else vanished | {Problem.CONNECTION_LOST})
     found = set() if session.live else {Problem.CONNECTION_LOST}
     numbers = {namespace.number for namespace in session.namespaces}
-    if any(mount.number in numbers and _went_read_only(mount) for mount in mounts):
+    ours = [(mount, errors.get(mount.number, NO_ERRORS)) for mount in mounts if mount.number in numbers]
+    if any(has_stopped(mount, said) for mount, said in ours):
         found.add(Problem.FILESYSTEM_READ_ONLY)
+    elif any(said.recorded for _, said in ours):
+        found.add(Problem.FILESYSTEM_ERRORS)
     return frozenset(found)
-
-
-def _went_read_only(mount: Mount) -> bool:
-    """Tell whether the file system is read-only though it was mounted for writing.
-
-    Whoever mounts it read-only makes both the mount and the file system so.
-    """
-    return "rw" in mount.options and "ro" in mount.super_options
 
 
 @dataclass(slots=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
+import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,7 +17,8 @@ from rds_csi.errors import Unavailable
 from rds_csi.node import usage
 from rds_csi.node.commands import Command, Output, Run, run
 from rds_csi.node.decisions import Place, PlaceKind
-from rds_csi.node.looks import Looks, PathUnusable
+from rds_csi.node.filesystem_errors import NO_ERRORS, Errors, errors_of, has_stopped
+from rds_csi.node.looks import Looks, LookTooSlow, PathUnusable
 from rds_csi.node.mountinfo import Mount, mounts_at, read_mountinfo
 from rds_csi.node.sysfs import DeviceNumber, Namespace, Session, SysfsUnreadable, find_session, present
 from rds_csi.node.usage import User, UsersUnknown
@@ -29,6 +32,7 @@ DEVICE_MODE: Final = 0o660
 READ_ONLY_DEVICE_MODE: Final = 0o440
 RESCAN: Final = "rescan_controller"
 
+_closes: Final = itertools.count()
 _GONE: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENXIO})
 
 
@@ -134,7 +138,7 @@ class Host:
                 raise Unavailable(f"{path} is not device {namespace.number} any more")
             yield str(self.paths.proc / str(os.getpid()) / "fd" / str(descriptor))
         finally:
-            os.close(descriptor)
+            await self._close(path, descriptor)
 
     async def users(self, session: Session | None) -> tuple[User, ...]:
         """Return who uses the disks of a subsystem; raises UsersUnknown, SysfsUnreadable and LookTooSlow."""
@@ -155,8 +159,9 @@ class Host:
 
     async def _claimed(self, namespace: Namespace) -> bool:
         """Tell whether the kernel holds the device for one user alone: also a mount in a namespace that no process lives in."""
+        path = self.device(namespace)
         try:
-            os.close(await self._open(self.device(namespace), os.O_RDONLY | os.O_EXCL))
+            await self._close(path, await self._open(path, os.O_RDONLY | os.O_EXCL))
         except OSError as error:
             if error.errno == errno.EBUSY:
                 return True
@@ -167,8 +172,14 @@ class Host:
 
     async def _open(self, path: str, flags: int) -> int:
         return await self.looks(
-            f"open {path}", lambda: os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK), LOOK_SECONDS, late=os.close
+            f"open {path}", lambda: os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK), LOOK_SECONDS, late=_close_aside
         )
+
+    async def _close(self, path: str, descriptor: int) -> None:
+        """Close a device. Whoever closes it last writes what a killed mkfs has left in memory, and waits for a lost disk in it."""
+        # Each under a name of its own: a number is given anew while its last close still waits.
+        with suppress(LookTooSlow):
+            await self.looks(f"close {path}, {next(_closes)}", lambda: os.close(descriptor), LOOK_SECONDS)
 
     async def filesystem_users(self, number: DeviceNumber) -> tuple[User, ...]:
         """Return the processes that have a file or directory of a mounted file system in use, as far as it can be seen."""
@@ -186,6 +197,37 @@ class Host:
                 raise PathUnusable(f"{path} cannot be measured: {error.strerror}") from error
 
         return await self.looks(f"measure {path}", work, LOOK_SECONDS)
+
+    async def errors(self, seen: Seen) -> Errors:
+        """Return what the file system says of itself that is mounted at the path from the subsystem; raises LookTooSlow."""
+        top = seen.mounts[-1] if seen.mounts else None
+        disks = seen.session.namespaces if seen.session else ()
+        name = next((disk.name for disk in disks if top is not None and disk.number == top.number), "")
+        if top is None or not name:
+            return NO_ERRORS
+        paths = self.paths
+        return await self.looks(
+            f"errors of {seen.path}", lambda: errors_of(top, name, seen.path, sysfs=paths.sysfs, proc=paths.proc), LOOK_SECONDS
+        )
+
+    async def has_stopped(self, seen: Seen) -> bool:
+        """Tell whether that file system has stopped after an error; raises LookTooSlow."""
+        return bool(seen.mounts) and has_stopped(seen.mounts[-1], await self.errors(seen))
+
+    async def device_nodes_beside(self, path: str, numbers: frozenset[DeviceNumber]) -> tuple[str, ...]:
+        """Return what lies beside a path and leads to one of these devices; raises PathUnusable, and LookTooSlow."""
+
+        def work() -> tuple[str, ...]:
+            try:
+                with os.scandir(os.path.dirname(path)) as entries:  # noqa: PTH120
+                    found = [entry.path for entry in entries if entry.path != path]
+            except (FileNotFoundError, NotADirectoryError):
+                return ()
+            except OSError as error:
+                raise PathUnusable(f"what lies beside {path} cannot be looked at: {error.strerror}") from error
+            return tuple(other for other in sorted(found) if _place(other, mounted=True).number in numbers)
+
+        return await self.looks(f"device nodes beside {path}", work, LOOK_SECONDS)
 
     async def rescan(self, session: Session) -> None:
         """Have the kernel ask each controller of a subsystem for its disks and their sizes again; raises SysfsUnreadable."""
@@ -246,6 +288,10 @@ class Host:
                 raise PathUnusable(f"cannot {what}: {error.strerror}") from error
 
         await self.looks(what, guarded, LOOK_SECONDS)
+
+
+def _close_aside(descriptor: int) -> None:
+    threading.Thread(target=os.close, args=(descriptor,), daemon=True).start()
 
 
 def _real(path: str) -> str:

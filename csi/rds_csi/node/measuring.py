@@ -26,7 +26,8 @@ class Measuring:
     async def measure(self, asked: Measure) -> list[csi_pb2.VolumeUsage]:
         """Return bytes, and inodes of a file system; of a block device the bytes it has, for nobody knows which are used.
 
-        Raises NotFound where nothing of the volume is at the path, and Unavailable where its disk is lost.
+        A file system that cannot be written to any more is measured all the same. Raises NotFound where nothing of the volume is
+        at the path, and Unavailable where its disk is lost, or its file system answers nothing any more.
         """
         seen = await self.host.see(nqn_for(asked.volume_id), asked.path)
         here = f"volume {asked.volume_id} at {asked.path[:120]}"
@@ -41,6 +42,8 @@ class Measuring:
             raise NotFound(f"{here}: nothing is mounted there")
         if seen.mounts[-1].number not in seen.numbers:
             raise Unavailable(f"{here}: what is mounted there is not the disk of the volume (any more)")
+        if (await self.host.errors(seen)).dead:
+            raise Unavailable(f"{here}: its file system has shut itself down after an error; see the kernel's log of the node")
         space = await self.host.space(seen.path)
         unit = space.f_frsize
         return [

@@ -58,6 +58,8 @@ class NodeReason(Reason):
     DEVICE_RETURNED = "DeviceReturned"
     FILESYSTEM_READ_ONLY = "FilesystemReadOnly"
     FILESYSTEM_WRITABLE = "FilesystemWritable"
+    FILESYSTEM_ERRORS = "FilesystemErrors"
+    FILESYSTEM_REPAIRED = "FilesystemRepaired"
     VOLUME_HELD_OFF = "VolumeHeldOff"
     VOLUME_RELEASED = "VolumeReleased"
     ORPHAN_DETECTED = "OrphanDetected"
@@ -75,6 +77,7 @@ _NORMAL: Final = frozenset(
         NodeReason.STALE_MOUNT_DETECTED,
         NodeReason.DEVICE_RETURNED,
         NodeReason.FILESYSTEM_WRITABLE,
+        NodeReason.FILESYSTEM_REPAIRED,
         NodeReason.VOLUME_RELEASED,
         NodeReason.ORPHAN_DETECTED,
         NodeReason.ORPHAN_CLEANED,
@@ -92,13 +95,18 @@ _BEGAN: Final = {
     ),
     Problem.FILESYSTEM_READ_ONLY: (
         NodeReason.FILESYSTEM_READ_ONLY,
-        "the kernel made the file system read-only, as it does after an error: see the kernel's log of the node",
+        "the file system has stopped after an error: it takes no writes (XFS: answers nothing): see the kernel's log of the node",
+    ),
+    Problem.FILESYSTEM_ERRORS: (
+        NodeReason.FILESYSTEM_ERRORS,
+        "ext4 has recorded errors, now or earlier, and goes on: what is stored may be damaged until e2fsck has repaired it",
     ),
 }
 _ENDED: Final = {
     Problem.CONNECTION_LOST: (NodeReason.CONNECTION_RECOVERY, "the connection to the volume is live again after {lasted}"),
     Problem.DEVICE_VANISHED: (NodeReason.DEVICE_RETURNED, "the volume's disk is there again after {lasted}"),
     Problem.FILESYSTEM_READ_ONLY: (NodeReason.FILESYSTEM_WRITABLE, "the file system can be written to again after {lasted}"),
+    Problem.FILESYSTEM_ERRORS: (NodeReason.FILESYSTEM_REPAIRED, "ext4 has no record of errors any more after {lasted}"),
 }
 
 

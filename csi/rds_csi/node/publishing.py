@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from rds_csi.errors import FailedPrecondition, Unavailable
+from rds_csi.errors import Unavailable
 from rds_csi.node import decisions, filesystems
 from rds_csi.node.deadlines import Deadline
 from rds_csi.node.decisions import PlaceKind, PublishFound, UnpublishFound
@@ -64,17 +64,25 @@ class Publishing:
                 mounts=seen.mounts,
                 present=seen.present,
                 nodev=over is not None and "nodev" in over.options,
+                others=await self._others(asked, staged, seen) if asked.single_writer else (),
             )
             if asked.block:
                 step = decisions.publish_block(asked.volume_id, found)
             else:
-                _check_alone(asked, staged, seen)
                 step = decisions.publish_filesystem(asked.volume_id, asked.options, found)
             if isinstance(step, decisions.Done):
                 return
             self._look_for_stale(asked, seen, staged, stale)
             await self._step(step, asked, seen, staged, deadline)
         raise Unavailable(f"volume {asked.volume_id}: {asked.path} is changed by somebody else at the same time")
+
+    async def _others(self, asked: Publish, staged: Seen, seen: Seen) -> tuple[str, ...]:
+        """Return where else the volume is published: a kubelet has a volume's device nodes in one directory, one for each pod."""
+        if asked.block:
+            return await self.host.device_nodes_beside(seen.path, seen.numbers)
+        if not staged.mounts:
+            return ()
+        return decisions.mounted_for_others(mounts_of(seen.table, {staged.mounts[-1].number}), staged.path, seen.path)
 
     async def _step(self, step: decisions.PublishStep, asked: Publish, seen: Seen, staged: Seen, deadline: Deadline) -> None:
         match step:
@@ -128,14 +136,3 @@ def _leads_to(seen: Seen) -> DeviceNumber | None:
     if seen.place.kind is PlaceKind.BLOCK_DEVICE:
         return seen.place.number
     return seen.mounts[-1].number if seen.mounts else None
-
-
-def _check_alone(asked: Publish, staged: Seen, seen: Seen) -> None:
-    """Refuse a second pod where the volume is for one alone."""
-    if not asked.single_writer or not staged.mounts:
-        return
-    for mount in mounts_of(seen.table, {staged.mounts[-1].number}):
-        if mount.mount_point not in {staged.path, seen.path}:
-            raise FailedPrecondition(
-                f"volume {asked.volume_id} is for one pod alone (ReadWriteOncePod), and published at {mount.mount_point} already"
-            )

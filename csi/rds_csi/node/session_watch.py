@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,14 +19,15 @@ from typing import Final
 from rds_csi.errors import Aborted, Rejected
 from rds_csi.node import nvme
 from rds_csi.node.commands import CommandError
+from rds_csi.node.filesystem_errors import Errors, errors_of
 from rds_csi.node.health import HealthWatch, Problem, problems_of
 from rds_csi.node.host import Host
 from rds_csi.node.incidents import Incidents
 from rds_csi.node.kubelet_volumes import KubeletUnreadable, kubelet_volumes
 from rds_csi.node.looks import LookTooSlow
-from rds_csi.node.mountinfo import Mount, MountTableUnreadable, read_mountinfo
+from rds_csi.node.mountinfo import Mount, MountTableUnreadable, mounts_of, read_mountinfo
 from rds_csi.node.orphan_sessions import OrphanSessions, may_be_orphan, volume_of
-from rds_csi.node.sysfs import Session, SysfsUnreadable, find_session, sessions
+from rds_csi.node.sysfs import DeviceNumber, Session, SysfsUnreadable, find_session, sessions
 from rds_csi.node.usage import UsersUnknown, describe
 from rds_csi.volume_locks import VolumeLocks
 
@@ -54,6 +55,9 @@ class Look:
 
     trouble: str
     """Why not."""
+
+    errors: Mapping[DeviceNumber, Errors]
+    """What the file systems on our disks say of themselves."""
 
 
 class SessionWatch:
@@ -164,10 +168,27 @@ class SessionWatch:
             mounts = read_mountinfo(self._host.paths.proc / "1")
         except OSError as error:
             raise MountTableUnreadable(f"the mount table cannot be read: {error.strerror}") from error
+        errors = self._errors(ours, mounts)
         try:
-            return Look(ours, mounts, kubelet_volumes(self._root, self._driver), "")
+            return Look(ours, mounts, kubelet_volumes(self._root, self._driver), "", errors)
         except KubeletUnreadable as error:
-            return Look(ours, mounts, None, str(error))
+            return Look(ours, mounts, None, str(error), errors)
+
+    def _errors(self, ours: Sequence[Session], mounts: Sequence[Mount]) -> dict[DeviceNumber, Errors]:
+        paths = self._host.paths
+        names = {disk.number: disk.name for session in ours for disk in session.namespaces}
+        first = {mount.number: mount for mount in reversed(mounts_of(mounts, names))}
+        # The places are those of the node's first process.
+        return {
+            number: errors_of(
+                mount,
+                names[number],
+                paths.proc / "1" / "root" / mount.mount_point.lstrip("/"),
+                sysfs=paths.sysfs,
+                proc=paths.proc,
+            )
+            for number, mount in first.items()
+        }
 
     # What is found
 
@@ -178,7 +199,7 @@ class SessionWatch:
         self._seen = {volume for volume in self._seen if volume in staged or volume in by_volume}
         self._seen |= {volume for volume, session in by_volume.items() if session.namespaces}
         watched = {volume for volume, session in by_volume.items() if not session.going} | (self._seen & staged)
-        return {volume: problems_of(by_volume.get(volume), look.mounts) for volume in watched}
+        return {volume: problems_of(by_volume.get(volume), look.mounts, look.errors) for volume in watched}
 
     def _show_foreign(self, look: Look) -> None:
         foreign = frozenset(

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
-from rds_csi.errors import AlreadyExists, FailedPrecondition, Rejected, Unavailable
+from rds_csi.errors import AlreadyExists, FailedPrecondition, Unavailable
 from rds_csi.node import decisions, filesystems, nvme
 from rds_csi.node.connecting import Connecting
 from rds_csi.node.deadlines import Deadline
@@ -87,7 +87,8 @@ class Staging:
     async def stage(self, asked: Stage, deadline: Deadline) -> None:
         """Connect the volume, and mount it unless it is a block device; raises Rejected, and what ``errors.STATUS_TABLE`` has.
 
-        A refusal that the caller takes for final leaves no session behind: it would call no NodeUnstageVolume for it.
+        A refusal that the caller takes for final leaves no session behind: it would call no NodeUnstageVolume for it, and another
+        node would get the volume. Where somebody uses the session it stays, and the refusal is Unavailable.
         """
         looked = _Looked()
         try:
@@ -95,7 +96,8 @@ class Staging:
         except (FailedPrecondition, AlreadyExists) as error:
             self._recovered(asked.wanted.volume_id, looked, str(error))
             await looked.forget_device()
-            await self._withdraw(asked, deadline)
+            if left := await self._withdraw(asked, deadline):
+                raise Unavailable(f"{error}. Its session is left here: {left}") from error
             raise
         except Exception as error:
             self._recovered(asked.wanted.volume_id, looked, str(error))
@@ -108,7 +110,8 @@ class Staging:
         wanted = asked.wanted
         while True:
             seen = await self.host.see(wanted.target.nqn, asked.path)
-            step = decisions.stage(wanted, self._stage_found(seen, looked, deadline))
+            stopped = await self.host.has_stopped(seen)
+            step = decisions.stage(wanted, self._stage_found(seen, looked, deadline, stopped=stopped))
             match step:
                 case decisions.Done():
                     return
@@ -118,7 +121,7 @@ class Staging:
             looked.step(wanted.volume_id)
             await self._stage_step(step, asked, seen, looked, deadline)
 
-    def _stage_found(self, seen: Seen, looked: _Looked, deadline: Deadline) -> StageFound:
+    def _stage_found(self, seen: Seen, looked: _Looked, deadline: Deadline, *, stopped: bool) -> StageFound:
         since = looked.awaited_since
         return StageFound(
             session=seen.session,
@@ -130,6 +133,7 @@ class Staging:
             waited=since is not None and deadline.clock.monotonic() - since >= DISK_SECONDS,
             reconnected=looked.reconnected,
             grown=looked.grown,
+            stopped=stopped,
         )
 
     async def _stage_step(self, step: decisions.StageStep, asked: Stage, seen: Seen, looked: _Looked, deadline: Deadline) -> None:
@@ -198,17 +202,16 @@ class Staging:
     async def _disconnect(self, nqn: str, deadline: Deadline) -> None:
         await self.host.run(nvme.disconnect(nqn, prefix=self.prefix), within=deadline.left)
 
-    async def _withdraw(self, asked: Stage, deadline: Deadline) -> None:
-        """End the session of a volume that was refused, where nothing is mounted of it and nobody uses it."""
+    async def _withdraw(self, asked: Stage, deadline: Deadline) -> str:
+        """End the session of a volume that was refused and is not staged here; returns why it is left, or may be, or nothing."""
         volume_id = asked.wanted.volume_id
         try:
-            if (await self.host.see(asked.wanted.target.nqn, asked.path)).mounts:
-                return
-            await self.unstage(volume_id, asked.path, deadline)
-        except Rejected as error:
-            _log.warning("a session stays after a refusal", extra={"volume": volume_id, "error": str(error)})
+            if not (await self.host.see(asked.wanted.target.nqn, asked.path)).mounts:
+                await self.unstage(volume_id, asked.path, deadline)
         except Exception as error:  # noqa: BLE001 the refusal is what the caller must hear of
-            _log.warning("a session may stay after a refusal", extra={"volume": volume_id, "error": str(error)})
+            _log.warning("a session is left after a refusal", extra={"volume": volume_id, "error": str(error)})
+            return str(error) or type(error).__name__
+        return ""
 
     def _found_stale(self, volume_id: str, seen: Seen, looked: _Looked) -> None:
         old = seen.mounts[-1].number

@@ -37,6 +37,7 @@ from rds_csi.node.decisions import (
     UnpublishFound,
     UnstageFound,
     expand,
+    mounted_for_others,
     publish_block,
     publish_filesystem,
     stage,
@@ -129,6 +130,7 @@ def check(step: Any, expected: Any) -> None:
         (WANTED, StageFound(LIVE, content=Filesystem("ext4"), place=Place(PlaceKind.FILE)), (FailedPrecondition, "no directory")),
         (WANTED, StageFound(LIVE, mounts=(HERE,)), Grow()),
         (WANTED, StageFound(LIVE, mounts=(HERE,), grown=True), Done()),
+        (WANTED, StageFound(LIVE, mounts=(HERE,), stopped=True), Done()),
         (WANTED, StageFound(LIVE, mounts=(HERE, HERE)), Unmount()),
         (WANTED, StageFound(LIVE, mounts=(READ_ONLY,)), (AlreadyExists, "read-only")),
         (replace(WANTED, read_only=True), StageFound(LIVE, mounts=(READ_ONLY,)), Done()),
@@ -181,6 +183,7 @@ def test_unstage(found: UnstageFound, expected: Any) -> None:
         (PublishFound(session(disk(), state=ControllerState.CONNECTING), place=Place(PlaceKind.BLOCK_DEVICE, number=DISK)), Done()),
         (PublishFound(LIVE, place=Place(PlaceKind.BLOCK_DEVICE, number=DeviceNumber(259, 3))), Remove(PlaceKind.BLOCK_DEVICE)),
         (PublishFound(LIVE, place=Place(PlaceKind.BLOCK_DEVICE, number=DeviceNumber(8, 1))), Remove(PlaceKind.BLOCK_DEVICE)),
+        (PublishFound(LIVE, others=("/pods/two",)), (FailedPrecondition, "published at /pods/two already")),
         (PublishFound(LIVE, place=Place(PlaceKind.FILE)), Remove(PlaceKind.FILE)),
         (PublishFound(LIVE, place=Place(PlaceKind.LINK)), Remove(PlaceKind.LINK)),
         (PublishFound(LIVE, place=DIRECTORY), Remove(PlaceKind.DIRECTORY)),
@@ -219,6 +222,7 @@ RESTRICTED = ("nodev", "nosuid", "ro")
         (OPTIONS, PublishFound(session(), (HERE,)), (Unavailable, "not there now")),
         (OPTIONS, PublishFound(session(disk(2)), (HERE,)), (FailedPrecondition, "stage it again")),
         (OPTIONS, PublishFound(LIVE, (HERE,)), MakeDirectory()),
+        (OPTIONS, PublishFound(LIVE, (HERE,), others=("/pods/two",)), (FailedPrecondition, "published at /pods/two already")),
         (OPTIONS, PublishFound(LIVE, (HERE,), DIRECTORY), BindMount()),
         (OPTIONS, PublishFound(LIVE, (HERE,), Place(PlaceKind.FILE)), Remove(PlaceKind.FILE)),
         (OPTIONS, PublishFound(LIVE, (HERE,), Place(PlaceKind.FILE, empty=False)), (FailedPrecondition, "not empty")),
@@ -236,6 +240,26 @@ RESTRICTED = ("nodev", "nosuid", "ro")
 )
 def test_publish_filesystem(options: tuple[str, ...], found: PublishFound, expected: Any) -> None:
     check(decided(publish_filesystem, "pvc-one", options, found), expected)
+
+
+POD = "/var/lib/kubelet/pods/11111111-2222-4333-8444-555555555555"
+TARGET_PATH = f"{POD}/volumes/kubernetes.io~csi/pvc-one/mount"
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "another_pods"),
+    [
+        (TARGET_PATH, TARGET_PATH, False),
+        (TARGET_PATH, STAGING, False),
+        # What a kubelet mounts for subPath is of the pod that has the volume, and there when it publishes again after its restart.
+        (TARGET_PATH, f"{POD}/volume-subpaths/pvc-one/db/0", False),
+        (TARGET_PATH, f"{POD.replace('1111-', '9999-')}/volume-subpaths/pvc-one/db/0", True),
+        (TARGET_PATH, f"{POD.replace('1111-', '9999-')}/volumes/kubernetes.io~csi/pvc-one/mount", True),
+        (PUBLISHED, "/volume-subpaths/pvc-one/db/0", True),
+    ],
+)
+def test_where_a_volume_is_mounted_for_another_pod(target: str, place: str, another_pods: bool) -> None:
+    assert mounted_for_others([mounted(place)], STAGING, target) == ((place,) if another_pods else ())
 
 
 @pytest.mark.parametrize(
@@ -313,7 +337,10 @@ REMOUNTED = replace(HERE, super_options=frozenset({"ro"}))
         (LARGER, ExpandFound(GROWN, DIRECTORY, (HERE,)), Grow()),
         (LARGER, ExpandFound(GROWN, DIRECTORY, (HERE,), grown=True), Done()),
         (LARGER, ExpandFound(GROWN, DIRECTORY, (REMOUNTED,)), (FailedPrecondition, "read-only now")),
+        (LARGER, ExpandFound(GROWN, DIRECTORY, (HERE,), stopped=True), (FailedPrecondition, "read-only now")),
         (LARGER, ExpandFound(GROWN), (NotFound, "nothing is at")),
+        (LARGER, ExpandFound(GROWN, Place(PlaceKind.BLOCK_DEVICE, number=DISK)), Done()),
+        (LARGER, ExpandFound(LIVE, Place(PlaceKind.BLOCK_DEVICE, number=DISK)), Rescan()),
         (LARGER, ExpandFound(GROWN, DIRECTORY), (FailedPrecondition, "not mounted")),
         (LARGER, ExpandFound(GROWN, DIRECTORY, (LOST,)), (FailedPrecondition, "not mounted")),
         (replace(LARGER, block=True), ExpandFound(GROWN), Done()),

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from rds_csi.node.filesystem_errors import Errors
 from rds_csi.node.health import Change, HealthWatch, Problem, problems_of
 from rds_csi.node.sysfs import ControllerState
 from tests.unit.node.node_world import STAGING, disk, mounted, session
@@ -34,6 +35,17 @@ def test_no_session_at_all_is_a_vanished_disk() -> None:
 def test_a_file_system_that_the_kernel_made_read_only_is_told() -> None:
     gone = replace(mounted(STAGING), super_options=frozenset({"ro"}))
     assert problems_of(session(disk()), [gone]) == {READ_ONLY}
+
+
+def test_a_file_system_that_answers_nothing_is_told() -> None:
+    assert problems_of(session(disk()), [mounted(STAGING)], {disk().number: Errors(dead=True)}) == {READ_ONLY}
+
+
+def test_recorded_errors_are_told_where_the_file_system_goes_on_and_once_it_has_stopped_only_that() -> None:
+    earlier, now = Errors(recorded=2, stops=True), Errors(recorded=2, since_mount=True, stops=True)
+    assert problems_of(session(disk()), [mounted(STAGING)], {disk().number: earlier}) == {Problem.FILESYSTEM_ERRORS}
+    assert problems_of(session(disk()), [mounted(STAGING)], {disk().number: now}) == {READ_ONLY}
+    assert problems_of(session(disk()), [mounted(STAGING)], {disk(2).number: now}) == frozenset()
 
 
 def test_a_file_system_that_was_mounted_read_only_is_well() -> None:

@@ -84,6 +84,8 @@ async def test_the_first_connection_after_failures_is_told_with_the_number_of_at
         (Change(VOLUME, Problem.DEVICE_VANISHED, began=False, seconds=90), "DeviceReturned", "Normal"),
         (Change(VOLUME, Problem.FILESYSTEM_READ_ONLY, began=True, seconds=0), "FilesystemReadOnly", "Warning"),
         (Change(VOLUME, Problem.FILESYSTEM_READ_ONLY, began=False, seconds=90), "FilesystemWritable", "Normal"),
+        (Change(VOLUME, Problem.FILESYSTEM_ERRORS, began=True, seconds=0), "FilesystemErrors", "Warning"),
+        (Change(VOLUME, Problem.FILESYSTEM_ERRORS, began=False, seconds=90), "FilesystemRepaired", "Normal"),
     ],
 )
 async def test_health_is_told(node: Node, change: Change, reason: str, kind: str) -> None:

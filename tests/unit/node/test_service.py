@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from rds_csi.contexts import publish_context
 from rds_csi.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unavailable, status_of
 from rds_csi.node.commands import Command, CommandFailed, CommandMissing, CommandTooSlow, Output
 from rds_csi.node.deadlines import Clock, Deadline
+from rds_csi.node.decisions import Place, PlaceKind
 from rds_csi.node.device_content import content
 from rds_csi.node.filesystems import Blank, Filesystem, Occupied, Unknown
 from rds_csi.node.host import Host, NodePaths
@@ -25,8 +28,8 @@ from rds_csi.node.mountinfo import MountTableUnreadable, mount_over, parse_mount
 from rds_csi.node.mounting import Mounting
 from rds_csi.node.reports import NoReports
 from rds_csi.node.service import NodeService
-from rds_csi.node.sysfs import DeviceNumber, Namespace, SysfsUnreadable
-from rds_csi.node.usage import UsersUnknown
+from rds_csi.node.sysfs import DeviceNumber, Namespace, Session, SysfsUnreadable
+from rds_csi.node.usage import User, UsersUnknown
 from rds_csi.spec import csi_pb2
 from tests.unit.node.fake_sysfs import NQN, FakeSysfs
 
@@ -224,6 +227,118 @@ async def test_a_volume_that_is_served_under_another_name_than_its_own_is_refuse
 async def test_a_path_that_is_not_plain_is_refused(node: Node, path: str) -> None:
     with pytest.raises(InvalidArgument, match="staging_target_path"):
         await node.service.NodeUnstageVolume(csi_pb2.NodeUnstageVolumeRequest(volume_id="v", staging_target_path=path), Call())
+
+
+@dataclass(frozen=True, slots=True)
+class UsedHost(Host):
+    """A host whose users are told by the test."""
+
+    in_use: tuple[User, ...] = ()
+
+    async def users(self, session: Session | None) -> tuple[User, ...]:
+        return self.in_use
+
+
+@pytest.mark.parametrize(
+    ("users", "code", "words"),
+    [
+        ((), FailedPrecondition, "nobody can say which it is"),
+        # The kubelet would forget of a session whose stage failed for good, and another node would be given the volume.
+        ((User("has the device open", "mkfs.ext4", 7),), Unavailable, r"nobody can say.*left here.*mkfs\.ext4 \(pid 7\)"),
+    ],
+)
+async def test_a_refusal_is_final_only_where_no_session_stays(
+    node: Node, users: tuple[User, ...], code: type[Exception], words: str
+) -> None:
+    node.sysfs.connect()
+    for number in (1, 2):
+        node.sysfs.disk(namespace=number, minor=number)
+    object.__setattr__(node.service, "host", UsedHost(node.service.paths, node.commands, in_use=users))
+
+    def disconnect() -> Output:
+        shutil.rmtree(node.sysfs.root / "class")
+        (node.sysfs.root / "class").mkdir()
+        return Output(0, "", "")
+
+    node.commands.answers["nvme disconnect"] = disconnect
+    with pytest.raises(code, match=words) as caught:
+        await node.stage()
+    assert type(caught.value) is code
+    assert bool(node.commands.ran) is not bool(users)
+
+
+async def test_a_block_volume_for_one_pod_alone_is_not_given_to_a_second_one(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.sysfs.connect()
+    node.sysfs.disk()
+    publish = node.root / "publish"
+    publish.mkdir()
+    # What an earlier start of the machine has left, a link, and the device of the pod that has the volume.
+    found = {
+        "old": Place(PlaceKind.BLOCK_DEVICE, number=DeviceNumber(259, 7)),
+        "link": Place(PlaceKind.LINK),
+        "pod-1": Place(PlaceKind.BLOCK_DEVICE, number=DISK.number),
+    }
+    for name in found:
+        (publish / name).touch()
+    monkeypatch.setattr("rds_csi.node.host._place", lambda path, *, mounted: found.get(Path(path).name, Place()))
+
+    def request(pod: str, mode: str) -> csi_pb2.NodePublishVolumeRequest:
+        return csi_pb2.NodePublishVolumeRequest(
+            volume_id="pvc-one",
+            staging_target_path=str(node.root / "staging"),
+            target_path=str(publish / pod),
+            volume_capability=csi_pb2.VolumeCapability(block=csi_pb2.VolumeCapability.BlockVolume(), access_mode=Mode(mode=mode)),
+        )
+
+    await node.service.NodePublishVolume(request("pod-1", "SINGLE_NODE_SINGLE_WRITER"), Call())
+    with pytest.raises(FailedPrecondition, match=r"for one pod alone .*/publish/pod-1 already"):
+        await node.service.NodePublishVolume(request("pod-2", "SINGLE_NODE_SINGLE_WRITER"), Call())
+    found["pod-2"] = found["pod-1"]
+    await node.service.NodePublishVolume(request("pod-2", "SINGLE_NODE_MULTI_WRITER"), Call())
+
+
+async def test_a_file_system_that_answers_nothing_is_not_measured(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.sysfs.connect()
+    node.sysfs.disk()
+    (node.service.paths.proc / "self" / "mountinfo").write_text(f"1 0 259:1 / {node.root} rw - xfs /dev/nvme0n1 rw\n")
+    request = csi_pb2.NodeGetVolumeStatsRequest(volume_id="pvc-one", volume_path=str(node.root))
+    assert (await node.service.NodeGetVolumeStats(request, Call())).usage[0].total
+
+    def lstat(path: str) -> None:
+        raise OSError(errno.EIO, path)
+
+    monkeypatch.setattr("rds_csi.node.filesystem_errors.os.lstat", lstat)
+    with pytest.raises(Unavailable, match="shut itself down"):
+        await node.service.NodeGetVolumeStats(request, Call())
+    monkeypatch.undo()
+
+
+async def test_the_close_of_a_device_that_waits_for_a_lost_disk_holds_up_nobody_else(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last close writes what is dirty; no other volume's call may wait for that."""
+    (node.service.paths.dev).mkdir()
+    (node.service.paths.dev / "nvme0n1").touch()
+    number = DeviceNumber(0, 0)
+    monkeypatch.setattr("rds_csi.node.usage.device_of", lambda path: number)
+    waits, goes_on, close = threading.Event(), threading.Event(), os.close
+
+    def waiting(descriptor: int) -> None:
+        waits.set()
+        goes_on.wait(60)
+        close(descriptor)
+
+    async def hold() -> None:
+        async with node.service.host.hold(replace(DISK, number=number)):
+            monkeypatch.setattr("rds_csi.node.host.os.close", waiting)
+
+    call = asyncio.ensure_future(hold())
+    # It runs in a thread: the loop gets here while it waits.
+    assert await asyncio.to_thread(waits.wait, 60)
+    monkeypatch.setattr("rds_csi.node.host.os.close", close)
+    assert not call.done()
+    goes_on.set()
+    await call
 
 
 async def test_what_is_nowhere_cannot_be_measured_or_grown(node: Node) -> None:

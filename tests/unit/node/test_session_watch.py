@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from rds_csi.node.sysfs import Session
 from rds_csi.node.usage import User, UsersUnknown
 from rds_csi.volume_locks import VolumeLocks
 from rds_records.names import host_nqn_for
-from tests.unit.node.fake_sysfs import NQN, FakeSysfs
+from tests.unit.node.fake_sysfs import NQN, FakeSysfs, write
 
 NODE, DRIVER, VOLUME = "node-a", "rds.csi.srvlab.io", "pvc-one"
 OURS = host_nqn_for(NODE)
@@ -292,6 +293,38 @@ async def test_a_file_system_gone_read_only_is_told(node: Node) -> None:
     node.stage()
     node.mounts.write_text("29 1 259:1 / /staging rw,relatime - ext4 /dev/nvme0n1 ro\n")
     await node.look()
+    assert node.heard.changes == [(Problem.FILESYSTEM_READ_ONLY, True)]
+
+
+async def test_an_ext4_that_stopped_and_is_not_shown_so_in_the_mount_table_is_told(node: Node) -> None:
+    node.connect()
+    node.stage()
+    node.mounts.write_text("29 1 259:1 / /staging rw,relatime - ext4 /dev/nvme0n1 rw,errors=remount-ro\n")
+    write(node.sysfs.root / "fs/ext4/nvme0n1", errors_count="1", last_error_time="1000", journal_task="7")
+    write(node.mounts.parents[1] / "7", stat=f"7 (jbd2) {' '.join(['S', *'0' * 18, '0'])} 0")
+    (node.mounts.parents[1] / "stat").write_text("btime 2000\n")
+    await node.look()
+    assert node.heard.changes == [(Problem.FILESYSTEM_ERRORS, True)]
+    (node.sysfs.root / "fs/ext4/nvme0n1/last_error_time").write_text("2001\n")
+    await node.look()
+    assert node.heard.changes[1:] == [(Problem.FILESYSTEM_ERRORS, False), (Problem.FILESYSTEM_READ_ONLY, True)]
+
+
+async def test_an_xfs_that_has_shut_itself_down_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.connect()
+    node.stage()
+    node.mounts.write_text("29 1 259:1 / /staging rw,relatime - xfs /dev/nvme0n1 rw\n30 1 259:1 / /pod rw - xfs /dev/nvme0n1 rw\n")
+    asked = []
+
+    def lstat(path: Path) -> None:
+        asked.append(path)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("rds_csi.node.filesystem_errors.os.lstat", lstat)
+    await node.look()
+    monkeypatch.undo()
+    # As the node's first process has it, and once per file system.
+    assert asked == [node.mounts.parent / "root/staging"]
     assert node.heard.changes == [(Problem.FILESYSTEM_READ_ONLY, True)]
 
 
