@@ -295,6 +295,21 @@ def test_a_file_system_that_the_kernel_made_read_only_is_not_grown_and_can_be_ta
     assert not node.connected(volume)
 
 
+def test_an_xfs_that_has_shut_itself_down_is_not_measured_or_grown_and_can_be_taken_away(node: Node, make: Make) -> None:
+    volume = make("xfs")
+    node.stage(volume)
+    path = node.publish(volume)
+    node.guest.ask(f"xfs_io -x -c shutdown {path}")
+    assert node.guest.ask(f"ls {path}").status != 0
+    assert "read-only now" in refused(IN_USE, node.expand, volume, SIZE)
+    assert "shut itself down" in refused(grpc.StatusCode.UNAVAILABLE, node.stats, volume)
+    node.stage(volume)
+    node.unpublish(volume)
+    node.unstage(volume)
+    node.stage(volume)
+    node.guest.sh(f"ls {node.publish(volume)}")
+
+
 def test_a_reader_cannot_write_to_a_block_device_and_the_next_writer_can(node: Node, make: Make) -> None:
     reader = make(mode=Mode.MULTI_NODE_READER_ONLY)
     writer = Volume(reader.export)
