@@ -304,6 +304,9 @@ def _stage_filesystem(wanted: StageWanted, found: StageFound, disk: Namespace) -
             )
         case Blank() | Unfinished():
             return _stage_format(wanted, found, disk)
+    if disk.read_only and not wanted.read_only:
+        # mount(8) would mount it read-only then, and say no more than a warning.
+        raise FailedPrecondition(f"volume {wanted.volume_id}: the target lets nobody write to it")
     if found.place.kind is PlaceKind.NOTHING:
         return MakeDirectory()
     if found.place.kind is not PlaceKind.DIRECTORY:

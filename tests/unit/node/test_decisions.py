@@ -126,6 +126,16 @@ def check(step: Any, expected: Any) -> None:
         (WANTED, StageFound(session(disk(read_only=True)), content=Blank(), users=()), (FailedPrecondition, "blank and read-only")),
         # The mount
         (WANTED, StageFound(LIVE, content=Filesystem("ext4")), MakeDirectory()),
+        (
+            WANTED,
+            StageFound(session(disk(read_only=True)), content=Filesystem("ext4"), place=DIRECTORY),
+            (FailedPrecondition, "lets nobody write"),
+        ),
+        (
+            replace(WANTED, read_only=True),
+            StageFound(session(disk(read_only=True)), content=Filesystem("ext4"), place=DIRECTORY),
+            MountDevice(),
+        ),
         (WANTED, StageFound(LIVE, content=Filesystem("ext4"), place=DIRECTORY), MountDevice()),
         (WANTED, StageFound(LIVE, content=Filesystem("ext4"), place=Place(PlaceKind.FILE)), (FailedPrecondition, "no directory")),
         (WANTED, StageFound(LIVE, mounts=(HERE,)), Grow()),
