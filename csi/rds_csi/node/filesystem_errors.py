@@ -22,7 +22,7 @@ from rds_csi.node.mountinfo import Mount
 EXT: Final = frozenset({"ext3", "ext4"})
 """Linux has one driver for both."""
 
-_STOPPED_WORDS: Final = frozenset({"ro", "emergency_ro", "shutdown"})
+_STOPPED_WORDS: Final = frozenset({"emergency_ro", "shutdown"})
 _STOPS_AT_ERRORS: Final = frozenset({"errors=remount-ro", "errors=panic"})
 _JOURNAL_ABORTED: Final = "ext4_journal_check_start"
 """The function of the kernel that finds that there is no journal to write to any more, and says so as an error."""
@@ -61,8 +61,8 @@ def has_stopped(mount: Mount, errors: Errors = NO_ERRORS) -> bool:
     """
     if errors.dead:
         return True
-    if "rw" not in mount.options:
-        return False
+    if "ro" in mount.super_options:
+        return "rw" in mount.options
     return bool(mount.super_options & _STOPPED_WORDS) or (errors.since_mount and errors.stops)
 
 

@@ -86,7 +86,13 @@ def test_where_the_journals_thread_cannot_be_seen_errors_are_of_any_time(tmp_pat
 
 @pytest.mark.parametrize("word", ["ro", "emergency_ro", "shutdown"])
 def test_what_the_mount_table_says_is_believed(word: str) -> None:
-    assert has_stopped(replace(EXT4, super_options=frozenset({"rw", word})))
+    assert has_stopped(replace(EXT4, super_options=frozenset({"ro" if word == "ro" else "rw", word})))
+
+
+def test_a_pod_that_may_only_read_shows_that_the_file_system_has_stopped_too(tmp_path: Path) -> None:
+    reads = replace(STOPS, options=frozenset({"ro"}))
+    assert not has_stopped(reads)
+    assert has_stopped(reads, Kernel(tmp_path, count=1, last=MOUNTED + 20).says(reads))
 
 
 def test_what_was_mounted_read_only_has_not_stopped(tmp_path: Path) -> None:
