@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from rds_csi.node import filesystems, nvme
-from rds_csi.node.commands import Command
+from rds_csi.node import filesystems
 from rds_process.version import commit
 from tests.image.building import BILL, Image, built
 from tests.image.confined import confined, lend, run
+from tests.image.tools import TOOLS
 from tests.ring.driver import Operator, Shim
 from tests.ring.processes import Process
 from tests.ring.stack import Stack, reach
@@ -27,21 +27,6 @@ MIB = 1 << 20
 UNPACKED_LIMIT = 300 * MIB
 ARCHIVE_LIMIT = 120 * MIB
 PROGRAMS = ("rds-csi", "rds-operator", "kubectl-rds")
-TOOLS = {
-    "nvme": "version",
-    "blkid": "--version",
-    "blockdev": "--version",
-    "dd": "--version",
-    "mount": "--version",
-    "umount": "--version",
-    "mkfs.ext3": "-V",
-    "mkfs.ext4": "-V",
-    "mkfs.xfs": "-V",
-    "resize2fs": "",
-    "xfs_growfs": "-V",
-}
-"""What the node service calls, and how each says that it runs; resize2fs tells its version before it asks for a device."""
-
 NOT_THERE = ("gcc", "cc", "c++", "ld", "as", "make", "pip", "pip3", "git", "curl", "wget", "ssh", "uv", "gpg")
 FOLDERS = ("bin", "sbin", "usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin", "opt/rds-csi/bin")
 
@@ -106,19 +91,6 @@ def test_every_program_runs_on_a_read_only_root_and_tells_version_and_commit(ima
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_user_that_the_image_does_not_know_will_do(image: Image, program: str) -> None:
     assert run(image, program, "--help", user="4711:4711").stdout.startswith("usage: ")
-
-
-def test_all_that_the_node_calls_is_listed_here() -> None:
-    made: list[Command] = [
-        *(filesystems.make(kind, "/dev/x") for kind in ("ext3", "ext4", "xfs")),
-        *(filesystems.grow(kind, "/dev/x", "/y") for kind in ("ext4", "xfs")),
-        filesystems.mount("xfs", "/dev/x", "/y", []),
-        filesystems.unmount("/y"),
-        nvme.disconnect("nqn.2000-02.com.mikrotik:pvc-x", prefix="nqn.2000-02.com.mikrotik:pvc-"),
-    ]
-    source = "".join(path.read_text() for path in Path(filesystems.__file__).parent.glob("*.py"))
-    literal = set(re.findall(r'Command\(\s*\(\s*"([\w.]+)"', source))
-    assert {command.name for command in made} | literal == set(TOOLS)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
