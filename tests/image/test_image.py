@@ -24,8 +24,8 @@ from tests.unit.test_repository import PRIVATE_KEY
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 MIB = 1 << 20
-UNPACKED_LIMIT = 300 * MIB
-ARCHIVE_LIMIT = 120 * MIB
+UNPACKED_LIMIT = 340 * MIB
+ARCHIVE_LIMIT = 110 * MIB
 PROGRAMS = ("rds-csi", "rds-operator", "kubectl-rds")
 NOT_THERE = ("gcc", "cc", "c++", "ld", "as", "make", "pip", "pip3", "git", "curl", "wget", "ssh", "uv", "gpg")
 FOLDERS = ("bin", "sbin", "usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin", "opt/rds-csi/bin")
