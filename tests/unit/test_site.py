@@ -18,7 +18,7 @@ from rds_csi.errors import InvalidArgument
 from rds_csi.parameters import parse_parameters
 from tests import reference
 from tests.documents import ROOT
-from tests.unit.test_repository import code, tables
+from tests.unit.test_repository import code, parsers, tables
 
 FETCHING = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "video": "src", "object": "data"}
 NAMED_ONLY = {"canonical", "next", "prev", "alternate", "edit"}
@@ -104,6 +104,9 @@ def test_the_reference_has_every_field_with_its_bounds() -> None:
     assert row.endswith("At least 30, at most 86400. |")
 
 
+PLACEHOLDERS = {"true|false", "KEY|FILE"}
+"""What ``--help`` shows for a value that is none of a few words."""
+
 NUMBERS = {
     name: (int(low), int(high))
     for row in tables("configuration.md")["StorageClass parameters"]
@@ -126,3 +129,13 @@ def test_the_least_and_the_greatest_number_are_taken_and_those_beyond_are_not(na
     for refused in (low - 1, high + 1):
         with pytest.raises(InvalidArgument, match=name):
             parse_parameters({name: str(refused)}, base_path="/pool/volumes")
+
+
+@pytest.mark.parametrize("command", ["rds-csi controller", "rds-csi node", "rds-operator"])
+def test_configuration_names_every_value_that_a_flag_chooses_from(command: str) -> None:
+    meanings = {code(row[0])[0]: row[3] for row in tables("configuration.md")[command]}
+    shown = {action.option_strings[0]: str(action.metavar) for action in parsers()[command]._actions if action.option_strings}
+    choices = {flag: text.split("|") for flag, text in shown.items() if "|" in text and text not in PLACEHOLDERS}
+    assert "--log-level" in choices
+    lacking = {flag: set(values) - set(code(meanings[flag])) for flag, values in choices.items()}
+    assert {flag: values for flag, values in lacking.items() if values} == {}
