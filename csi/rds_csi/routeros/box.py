@@ -424,7 +424,9 @@ async def _to_its_end(work: Coroutine[None, None, None]) -> None:
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody else asks
         raise
 
 

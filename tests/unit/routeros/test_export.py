@@ -157,6 +157,21 @@ async def test_a_caller_that_leaves_between_end_and_beginning_of_an_export_leave
     assert state(link) == (True, HOSTS[0])
 
 
+async def test_a_caller_that_is_pressed_to_leave_leaves_an_export_that_comes_back_all_the_same() -> None:
+    link = Waiting()
+    call = asyncio.ensure_future(Box(link).allow_hosts(export(HOSTS[0]), cycle=True, deadline=0))
+    await link.ends.wait()
+    for _ in range(2):
+        call.cancel()
+        await asyncio.sleep(0)
+    link.goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert state(link) == (True, HOSTS[0])
+
+
 class Late(Link):
     """A link of a caller whose time is over once the export has ended."""
 

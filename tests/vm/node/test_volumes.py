@@ -341,6 +341,24 @@ def test_a_volume_for_one_pod_alone_is_not_given_to_a_second_one(node: Node, mak
     assert "for one pod alone" in refused(IN_USE, node.publish, volume, "pod-2")
 
 
+class InOneDirectory(Volume):
+    """A block volume whose device nodes lie as a kubelet has them: in a directory of the volume, one for each pod."""
+
+    def target(self, pod: str = "pod-1") -> str:
+        return f"{KUBELET}/plugins/kubernetes.io/csi/volumeDevices/publish/{self.handle}/{pod}"
+
+
+def test_a_block_volume_for_one_pod_alone_is_not_given_to_a_second_one(node: Node, make: Make) -> None:
+    volume = InOneDirectory(make().export, mode=Mode.SINGLE_NODE_SINGLE_WRITER)
+    node.stage(volume)
+    for _ in range(2):
+        node.publish(volume)
+    assert "for one pod alone" in refused(IN_USE, node.publish, volume, "pod-2")
+    node.unpublish(volume)
+    node.publish(volume, "pod-2")
+    node.unpublish(volume, "pod-2")
+
+
 def test_mount_options_are_those_asked_for_and_nosuid_and_nodev_always(node: Node, make: Make) -> None:
     volume = make("ext4", flags=("noatime", "noexec"))
     node.stage(volume)
