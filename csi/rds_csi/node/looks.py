@@ -59,10 +59,20 @@ class Looks:
         thread = threading.Thread(target=work, name=what, daemon=True)
         thread.start()
         try:
-            async with asyncio.timeout(seconds):
-                return await answer
+            return await _in_time(answer, seconds, late)
         except TimeoutError:
             raise LookTooSlow(f"{what}: no answer in {seconds:g} s") from None
         finally:
             if not answer.done() or answer.cancelled():
                 self._hanging[what] = thread
+
+
+async def _in_time(answer: asyncio.Future[T], seconds: float, late: Callable[[T], None] | None) -> T:
+    try:
+        async with asyncio.timeout(seconds):
+            return await answer
+    except BaseException:
+        # It may have come in the moment in which its caller left.
+        if late is not None and answer.done() and not answer.cancelled() and answer.exception() is None:
+            late(answer.result())
+        raise

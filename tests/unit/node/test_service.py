@@ -469,6 +469,28 @@ async def test_a_look_that_hangs_is_given_up_and_not_joined_by_another_of_its_ki
     assert await asyncio.to_thread(late.wait, 5)
 
 
+async def test_an_answer_that_comes_in_the_moment_in_which_its_caller_leaves_is_not_lost() -> None:
+    """It may be an open device."""
+    looks, loop = Looks(), asyncio.get_running_loop()
+    late: list[str] = []
+
+    def leave() -> None:
+        # Nothing else runs here until the answer is on its way.
+        for thread in threading.enumerate():
+            if thread.name == "open":
+                thread.join(60)
+        loop.call_soon(call.cancel)
+
+    def look() -> str:
+        loop.call_soon_threadsafe(leave)
+        return "descriptor"
+
+    call = asyncio.ensure_future(looks("open", look, 60, late=late.append))
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert late == ["descriptor"]
+
+
 @pytest.mark.parametrize(
     "error",
     [
