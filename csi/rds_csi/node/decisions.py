@@ -206,8 +206,8 @@ class StageFound:
     """Whether this call has already disconnected once."""
 
     grown: bool = False
-    stopped: bool = False
-    """Whether the file system of the uppermost mount has stopped after an error."""
+    keeps_size: bool = False
+    """Whether the kernel would not grow the file system of the uppermost mount: it has errors, or has stopped after one."""
 
 
 def stage(wanted: StageWanted, found: StageFound) -> StageStep:
@@ -283,7 +283,7 @@ def _stage_mounted(wanted: StageWanted, found: StageFound) -> StageStep:
     if ("ro" in top.options) != wanted.read_only:
         how = "read-only" if "ro" in top.options else "for writing"
         raise AlreadyExists(f"volume {wanted.volume_id} is already staged {how} at {top.mount_point}; unstage it first")
-    return Done() if found.grown or found.stopped or top.read_only else Grow()
+    return Done() if found.grown or found.keeps_size or top.read_only else Grow()
 
 
 def _stage_filesystem(wanted: StageWanted, found: StageFound, disk: Namespace) -> StageStep:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from rds_csi.errors import Unavailable
+from rds_csi.errors import FailedPrecondition, Unavailable
 from rds_csi.node import decisions, filesystems
+from rds_csi.node.commands import CommandFailed
 from rds_csi.node.deadlines import Deadline
 from rds_csi.node.decisions import ExpandFound
 from rds_csi.node.host import Host, Seen
@@ -74,7 +75,15 @@ class Expanding:
             return
         top = mounted.mounts[-1]
         command = filesystems.grow(top.fs_type, self.host.device(seen.session.namespaces[0]), mounted.path)
-        await self.mounting.run(asked.wanted.volume_id, MountOperation.GROW, command, deadline)
+        try:
+            await self.mounting.run(asked.wanted.volume_id, MountOperation.GROW, command, deadline)
+        except CommandFailed as error:
+            if not (await self.host.errors(mounted)).recorded:
+                raise
+            raise FailedPrecondition(
+                f"volume {asked.wanted.volume_id}: ext4 has recorded errors, and Linux does not grow it online before e2fsck has "
+                f"repaired them: {error}"
+            ) from error
 
 
 def _size(seen: Seen) -> int:

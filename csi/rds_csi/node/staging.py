@@ -16,6 +16,7 @@ from rds_csi.node.connecting import Connecting
 from rds_csi.node.deadlines import Deadline
 from rds_csi.node.decisions import StageFound, UnstageFound
 from rds_csi.node.device_content import content
+from rds_csi.node.filesystem_errors import has_stopped
 from rds_csi.node.filesystems import Content
 from rds_csi.node.host import Host, Seen
 from rds_csi.node.mountinfo import mounts_below, mounts_of
@@ -110,8 +111,10 @@ class Staging:
         wanted = asked.wanted
         while True:
             seen = await self.host.see(wanted.target.nqn, asked.path)
-            stopped = await self.host.has_stopped(seen)
-            step = decisions.stage(wanted, self._stage_found(seen, looked, deadline, stopped=stopped))
+            # Whoever waits for its data is served; the health watch tells of it.
+            errors = await self.host.errors(seen)
+            keeps_size = bool(seen.mounts) and (errors.recorded > 0 or has_stopped(seen.mounts[-1], errors))
+            step = decisions.stage(wanted, self._stage_found(seen, looked, deadline, keeps_size=keeps_size))
             match step:
                 case decisions.Done():
                     return
@@ -121,7 +124,7 @@ class Staging:
             looked.step(wanted.volume_id)
             await self._stage_step(step, asked, seen, looked, deadline)
 
-    def _stage_found(self, seen: Seen, looked: _Looked, deadline: Deadline, *, stopped: bool) -> StageFound:
+    def _stage_found(self, seen: Seen, looked: _Looked, deadline: Deadline, *, keeps_size: bool) -> StageFound:
         since = looked.awaited_since
         return StageFound(
             session=seen.session,
@@ -133,7 +136,7 @@ class Staging:
             waited=since is not None and deadline.clock.monotonic() - since >= DISK_SECONDS,
             reconnected=looked.reconnected,
             grown=looked.grown,
-            stopped=stopped,
+            keeps_size=keeps_size,
         )
 
     async def _stage_step(self, step: decisions.StageStep, asked: Stage, seen: Seen, looked: _Looked, deadline: Deadline) -> None:

@@ -140,7 +140,7 @@ def check(step: Any, expected: Any) -> None:
         (WANTED, StageFound(LIVE, content=Filesystem("ext4"), place=Place(PlaceKind.FILE)), (FailedPrecondition, "no directory")),
         (WANTED, StageFound(LIVE, mounts=(HERE,)), Grow()),
         (WANTED, StageFound(LIVE, mounts=(HERE,), grown=True), Done()),
-        (WANTED, StageFound(LIVE, mounts=(HERE,), stopped=True), Done()),
+        (WANTED, StageFound(LIVE, mounts=(HERE,), keeps_size=True), Done()),
         (WANTED, StageFound(LIVE, mounts=(HERE, HERE)), Unmount()),
         (WANTED, StageFound(LIVE, mounts=(READ_ONLY,)), (AlreadyExists, "read-only")),
         (replace(WANTED, read_only=True), StageFound(LIVE, mounts=(READ_ONLY,)), Done()),

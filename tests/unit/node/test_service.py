@@ -31,7 +31,7 @@ from rds_csi.node.service import NodeService
 from rds_csi.node.sysfs import DeviceNumber, Namespace, Session, SysfsUnreadable
 from rds_csi.node.usage import User, UsersUnknown
 from rds_csi.spec import csi_pb2
-from tests.unit.node.fake_sysfs import NQN, FakeSysfs
+from tests.unit.node.fake_sysfs import NQN, FakeSysfs, write
 
 Mode = csi_pb2.VolumeCapability.AccessMode
 BLOCK = csi_pb2.VolumeCapability(block=csi_pb2.VolumeCapability.BlockVolume(), access_mode=Mode(mode="SINGLE_NODE_WRITER"))
@@ -295,6 +295,51 @@ async def test_a_block_volume_for_one_pod_alone_is_not_given_to_a_second_one(nod
         await node.service.NodePublishVolume(request("pod-2", "SINGLE_NODE_SINGLE_WRITER"), Call())
     found["pod-2"] = found["pod-1"]
     await node.service.NodePublishVolume(request("pod-2", "SINGLE_NODE_MULTI_WRITER"), Call())
+
+
+def mounted_ext4(node: Node, *, errors: int) -> csi_pb2.VolumeCapability:
+    """Have an ext4 with so many recorded errors mounted at the staging path."""
+    node.sysfs.connect()
+    node.sysfs.disk()
+    staging = node.root / "staging"
+    staging.mkdir()
+    (node.service.paths.proc / "self" / "mountinfo").write_text(f"1 0 259:1 / {staging} rw - ext4 /dev/nvme0n1 rw\n")
+    write(node.sysfs.root / "fs/ext4/nvme0n1", errors_count=str(errors))
+    node.service.paths.dev.mkdir()
+    object.__setattr__(node.service, "host", FoundHost(node.service.paths, node.commands))
+    return csi_pb2.VolumeCapability(
+        mount=csi_pb2.VolumeCapability.MountVolume(fs_type="ext4"), access_mode=Mode(mode="SINGLE_NODE_WRITER")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FoundHost(Host):
+    """A host in whose /dev the disk is."""
+
+    def device(self, namespace: Namespace) -> str:
+        return f"/dev/{namespace.name}"
+
+
+@pytest.mark.parametrize("errors", [0, 1])
+async def test_a_file_system_with_recorded_errors_is_staged_as_large_as_it_is(node: Node, errors: int) -> None:
+    """Linux does not grow it, and its data are wanted all the same."""
+    await node.stage(capability=mounted_ext4(node, errors=errors))
+    assert [words[0] for words in node.commands.ran] == ([] if errors else ["resize2fs"])
+
+
+@pytest.mark.parametrize(("errors", "code"), [(0, CommandFailed), (1, FailedPrecondition)])
+async def test_a_file_system_with_recorded_errors_that_cannot_grow_is_named(node: Node, errors: int, code: type[Exception]) -> None:
+    def refuses() -> Output:
+        raise CommandFailed("resize2fs", 1, "resize2fs: Permission denied to resize filesystem")
+
+    capability = mounted_ext4(node, errors=errors)
+    node.commands.answers["resize2fs /dev/nvme0n1"] = refuses
+    request = csi_pb2.NodeExpandVolumeRequest(
+        volume_id="pvc-one", volume_path=str(node.root / "staging"), volume_capability=capability
+    )
+    with pytest.raises(code, match="Permission denied") as caught:
+        await node.service.NodeExpandVolume(request, Call())
+    assert ("e2fsck" in str(caught.value)) is bool(errors)
 
 
 async def test_a_file_system_that_answers_nothing_is_not_measured(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
