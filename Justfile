@@ -40,6 +40,10 @@ docs:
 reference:
     @python -m tests.reference
 
+# Make the objects of manifests/monitoring anew: the PrometheusRule and the dashboard.
+monitoring:
+    @python -m tests.monitoring
+
 # Start a control plane with the manifests installed, print its KUBECONFIG, stop on Ctrl-C.
 ring:
     @exec python -m tests.ring

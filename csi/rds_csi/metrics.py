@@ -75,6 +75,9 @@ class ShimMetrics:
             ("operation", "status"),
             registry=self.registry,
         )
+        self.fence_enabled = Gauge(
+            "rds_csi_fence_enabled", "1 where the box is told which hosts may connect (--fence)", registry=self.registry
+        )
         self.box_connected = Gauge(
             "rds_csi_rds_connection_state", "1 while the SSH link to the box works", ("address",), registry=self.registry
         )

@@ -73,6 +73,7 @@ async def controller(settings: ControllerSettings) -> None:
         ready = Readiness(lambda: api.get("/version"))
         box = Box(transport)
         fence = Fence(settings.fence, box, store, api.clock, settings.nvme_port, metrics)
+        metrics.fence_enabled.set(fence.enabled)
         locks = VolumeLocks()
         attachments = Attachments(
             api,

@@ -16,7 +16,7 @@ from rds_operator.memory import RecordMemory
 from rds_operator.timeouts import runs
 from rds_records.conditions import derive_phase
 from rds_records.events import Posted, Reason
-from rds_records.record import Announcement, OutboxEntry, Phase, Record
+from rds_records.record import Announcement, ForcedDetach, OutboxEntry, Phase, Record
 
 DURATION_BUCKETS: Final = (15, 30, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600, 7200)
 """Seconds; the Go driver's, and further ones up to the longest timeout in use."""
@@ -132,6 +132,32 @@ class RecordGauges(Collector):
         for phase in Phase:
             by_phase.add_metric([phase], phases[phase])
         yield by_phase
+        yield from _outbox([entry for record in records for entry in record.status.outbox])
+        yield _forced([mark for record in records for mark in record.status.forced_detaches])
+
+
+def _outbox(entries: list[OutboxEntry]) -> Iterator[Metric]:
+    yield GaugeMetricFamily("rds_csi_outbox_entries", "Transitions that are not reported yet.", value=len(entries))
+    oldest = GaugeMetricFamily(
+        "rds_csi_outbox_oldest_timestamp_seconds",
+        "When the oldest transition happened that is not reported yet; absent where there is none.",
+    )
+    if entries:
+        oldest.add_metric([], min(entry.time.timestamp() for entry in entries))
+    yield oldest
+
+
+def _forced(marks: list[ForcedDetach]) -> Metric:
+    """Return when a node last lost a volume by force: unlike a count, it is there after a restart, and a scrape cannot miss it."""
+    family = GaugeMetricFamily(
+        "rds_csi_attachment_last_forced_detach_timestamp_seconds",
+        "When a volume was last taken from a node by force, by whether the box refused that node before; absent where never.",
+        labels=["fenced"],
+    )
+    for label, fenced in (("true", True), ("false", False)):
+        if times := [mark.time.timestamp() for mark in marks if mark.fenced is fenced]:
+            family.add_metric([label], max(times))
+    return family
 
 
 def _unavailable(record: Record) -> bool:

@@ -2,10 +2,10 @@
 
 The definitions of the snapshot kinds come the same way: they lie in a Go module and are copied from it.
 
-Three Go modules under ``build/`` pin every version: ``controlplane``, ``csitools`` (kube-controller-manager does not compile
-against the CSI specification that csi-sanity needs) and ``promql`` (a program of our own around Prometheus' engine). Each binary is
-built into a temporary folder of the cache and then renamed, so that a cached binary is always whole; a lock lets one of several
-processes build while the others wait.
+Four Go modules under ``build/`` pin every version: ``controlplane``, ``csitools`` (kube-controller-manager does not compile
+against the CSI specification that csi-sanity needs), ``promql`` (a program of our own around Prometheus' engine) and ``prometheus``
+(the server and promtool, without the service discoveries of clouds). Each binary is built into a temporary folder of the cache
+and then renamed, so that a cached binary is always whole; a lock lets one of several processes build while the others wait.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FROM_ASSETS = frozenset({"etcd", "kube-apiserver", "kubectl"})
 
 @dataclass(frozen=True)
 class Binary:
-    """A command: its name, the module under ``build/`` that pins it, its package.
+    """A command: its name, the module under ``build/`` that pins it, its package, and the build tags that it wants.
 
     Where ``files`` is given, that is a folder of the Go module ``package``, taken as it is.
     """
@@ -56,6 +56,7 @@ class Binary:
     module: str
     package: str
     files: str = ""
+    tags: str = ""
 
 
 BINARIES = {
@@ -75,6 +76,8 @@ BINARIES = {
         Binary("snapshot-kinds", "csitools", "github.com/kubernetes-csi/external-snapshotter/client/v8", files="config/crd"),
         Binary("kwok", "csitools", "sigs.k8s.io/kwok/cmd/kwok"),
         Binary("promql", "promql", "."),
+        Binary("prometheus", "prometheus", "github.com/prometheus/prometheus/cmd/prometheus", tags="remove_all_sd"),
+        Binary("promtool", "prometheus", "github.com/prometheus/prometheus/cmd/promtool", tags="remove_all_sd"),
     )
 }
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
@@ -88,6 +91,7 @@ SIDECARS = (
     "csi-sanity",
 )
 QUERIES = ("promql",)
+MONITORING = ("prometheus", "promtool")
 NODES = ("kubelet",)
 LATER = ("kwok",)
 
@@ -117,7 +121,7 @@ def exclusive(cache: Path, name: str, console: Console) -> Iterator[None]:
 
 
 def ensure(
-    names: Iterable[str] = (*CONTROL_PLANE, *SIDECARS, *QUERIES, *NODES),
+    names: Iterable[str] = (*CONTROL_PLANE, *SIDECARS, *QUERIES, *MONITORING, *NODES),
     *,
     environ: Mapping[str, str] = os.environ,
     console: Console | None = None,
@@ -158,7 +162,7 @@ class Workshop:
         return path if path.exists() else None
 
     def _place(self, binary: Binary) -> Path:
-        digest = hashlib.sha256(json.dumps([FLAGS, ENVIRONMENT]).encode())
+        digest = hashlib.sha256(json.dumps([FLAGS, ENVIRONMENT, *([binary.tags] if binary.tags else [])]).encode())
         folder = self.sources / binary.module
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
@@ -179,7 +183,10 @@ class Workshop:
                 title = f"building {binary.name} ({number} of {len(binaries)}, {last})"
                 started = time.monotonic()
                 target = work / binary.name
-                make = ["mod", "download", binary.package] if binary.files else ["build", *FLAGS, "-o", target, binary.package]
+                tags = [f"-tags={binary.tags}"] if binary.tags else []
+                make = (
+                    ["mod", "download", binary.package] if binary.files else ["build", *FLAGS, *tags, "-o", target, binary.package]
+                )
                 self._run(
                     title,
                     [go, *make],

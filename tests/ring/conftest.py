@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from tests import logs
-from tests.ring.binaries import CONTROL_PLANE, QUERIES, SIDECARS, ensure
+from tests.ring.binaries import CONTROL_PLANE, MONITORING, QUERIES, SIDECARS, ensure
 from tests.ring.cluster import Cluster
 from tests.ring.controlplane import ControlPlane
 from tests.ring.definitions import install_definitions, remove_definitions
@@ -34,6 +35,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Build what is missing before the first test starts, where no test's timeout runs and the progress can be seen."""
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     names = (*(CONTROL_PLANE + SIDECARS if "control_plane" in wanted else ()), *(QUERIES if "prometheus" in wanted else ()))
+    names += tuple(name for name in MONITORING if name in {"promtool"} & wanted)
     if not names or session.config.option.collectonly:
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")
@@ -217,6 +219,12 @@ def operator(installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) 
 def prometheus() -> Prometheus:
     """Prometheus' engine, for queries over samples that a test names."""
     return Prometheus(ensure(QUERIES)["promql"])
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Path:
+    """Prometheus' tool for rules."""
+    return ensure(["promtool"])["promtool"]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 
 from rds_csi.parameters import parse_parameters
 from tests.documents import ROOT, blocks, objects
+from tests.monitoring.rules import RUNBOOKS, prometheus_rule
 from tests.ring.api import ApiError, Object, path_of
 from tests.ring.cluster import DRIVER, Cluster
 from tests.ring.controlplane import ControlPlane
@@ -23,7 +24,8 @@ from tests.ring.waiting import eventually
 
 DEFINITIONS = Path(__file__).with_name("documents_crds.yaml")
 GUIDE = "kubevirt-migration.md"
-PAGES = {f"{page}: {body['kind']} {body['metadata']['name']}": body for page, body in objects()}
+SHIPPED = [("manifests/monitoring", {**prometheus_rule(), "metadata": {"name": "rds-csi"}})]
+PAGES = {f"{page}: {body['kind']} {body['metadata']['name']}": body for page, body in (*objects(), *SHIPPED)}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,10 +88,14 @@ def test_storage_classes_in_documents_name_this_driver_and_its_parameters() -> N
 
 # Commands
 
+NOT_HERE = re.compile(r"kubectl (?:-n rds-csi (?:logs|exec|rollout)|rds) ")
+"""What needs containers that run, or is no kubectl's own; a unit test looks at those."""
+
 
 def commands() -> list[str]:
-    """Return every kubectl command of the guide, in its order, from blocks and from the text."""
-    lines = [line for page, text in blocks("sh") if page == GUIDE for line in text.splitlines()]
+    """Return every kubectl command of the guide, in its order, from blocks and from the text, and those of the runbooks."""
+    told = {GUIDE, *(path.name for path in RUNBOOKS.glob("*.md"))}
+    lines = [line for page, text in blocks("sh") if page in told for line in text.splitlines() if not NOT_HERE.match(line)]
     text = re.sub(r"^```.*?^```$", "", (ROOT / "docs" / GUIDE).read_text(), flags=re.DOTALL | re.MULTILINE)
     lines += re.findall(r"`(kubectl [a-z-]+ [^`]+)`", text)
     return list(dict.fromkeys(lines))

@@ -1,15 +1,15 @@
-"""The queries and alerts of the documentation, evaluated by Prometheus' own engine: over real scrapes, and up to their limits."""
+"""The queries of the documentation, evaluated by Prometheus' own engine: over real scrapes, and up to their limits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.documents import blocks, objects
+from tests.documents import blocks
+from tests.monitoring.rules import RULES, groups
 from tests.ring.cluster import Cluster
 from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator, Shim
@@ -20,39 +20,15 @@ from tests.ring.waiting import eventually
 
 pytestmark = pytest.mark.requirement("R36")
 
+PAGES = ("metrics.md", "kubevirt-migration.md")
 MINUTE = 60.0
 HOUR = 60 * MINUTE
 BUCKETS = ("15.0", "30.0", "60.0", "+Inf")
 
 
-@dataclass(frozen=True)
-class Alert:
-    """An alert as a PrometheusRule has it."""
-
-    name: str
-    expression: str
-    wait: float
-    """Seconds for which the expression must hold."""
-    annotations: dict[str, str]
-
-
-def alerts() -> dict[str, Alert]:
-    """Return every alert of the documentation by its name."""
-    found = [body["spec"]["groups"] for _, body in objects() if body["kind"] == "PrometheusRule"]
-    rules: list[dict[str, Any]] = [rule for groups in found for group in groups for rule in group["rules"]]
-    return {
-        rule["alert"]: Alert(rule["alert"], rule["expr"], seconds(rule.get("for", "0s")), rule["annotations"]) for rule in rules
-    }
-
-
-def seconds(duration: str) -> float:
-    return float(duration[:-1]) * {"s": 1.0, "m": MINUTE, "h": HOUR}[duration[-1]]
-
-
 def expressions() -> dict[str, str]:
-    """Return every query and alert of the documentation, named by its page or alert and what it asks."""
-    queries = {f"{page}: {' '.join(text.split())}": text for page, text in blocks("promql")}
-    return {**queries, **{f"alert {alert.name}": alert.expression for alert in alerts().values()}}
+    """Return every query of the documentation, named by its page and what it asks."""
+    return {f"{page}: {' '.join(text.split())}": text for page, text in blocks("promql") if page in PAGES}
 
 
 @pytest.fixture(scope="module")
@@ -166,104 +142,16 @@ def test_the_duration_is_where_nineteen_of_twenty_lie(prometheus: Prometheus) ->
     assert prometheus.query(documented("rds_csi_migration_duration_seconds_bucket"), series, at=3 * HOUR).value == pytest.approx(30)
 
 
-# Alerts, minute by minute
-
-OLDEST = "rds_csi_migration_oldest_active_start_timestamp_seconds"
-ACTIVE = "rds_csi_migration_active_migrations"
-CONFLICTS = "rds_csi_attachment_conflicts_total"
+# The rules that are shipped; what fires when is asked of promtool, in test_alerts.py
 
 
-def fires_at(prometheus: Prometheus, name: str, series: list[Series], *, until: float) -> float | None:
-    """Return when an alert that is evaluated every minute fires first, up to a moment; None where it does not."""
-    alert, pending = alerts()[name], None
-    for minute in range(int(until // MINUTE) + 1):
-        moment = minute * MINUTE
-        if not prometheus.query(alert.expression, series, at=moment).elements:
-            pending = None
-            continue
-        pending = moment if pending is None else pending
-        if moment - pending >= alert.wait:
-            return moment
-    return None
-
-
-def test_every_alert_has_a_test() -> None:
-    tested = {name.removeprefix("test_alert_").split("_fires")[0] for name in globals() if name.startswith("test_alert_")}
-    assert {name.removeprefix("RdsCsi").lower() for name in alerts()} == {name.replace("_", "") for name in tested}
-
-
-def test_alert_migration_stuck_fires_past_three_hours_and_not_before(prometheus: Prometheus) -> None:
-    series = [gauge(OLDEST, (HOUR, 5 * HOUR, HOUR))]
-    assert fires_at(prometheus, "RdsCsiMigrationStuck", series, until=5 * HOUR) == 4 * HOUR + MINUTE
-
-
-def test_many_short_migrations_are_no_stuck_one(prometheus: Prometheus) -> None:
-    spans = [(number * HOUR, (number + 1) * HOUR - MINUTE, number * HOUR) for number in range(1, 5)]
-    assert (
-        fires_at(prometheus, "RdsCsiMigrationStuck", [gauge(OLDEST, *spans), gauge(ACTIVE, (0, 5 * HOUR, 9))], until=5 * HOUR)
-        is None
-    )
-
-
-def test_alert_migration_overdue_fires_with_the_first_overdue_volume(prometheus: Prometheus) -> None:
-    series = [gauge("rds_csi_migration_overdue", (0, 9 * MINUTE, 0), (10 * MINUTE, 30 * MINUTE, 1))]
-    assert fires_at(prometheus, "RdsCsiMigrationOverdue", series, until=30 * MINUTE) == 11 * MINUTE
-
-
-def test_no_overdue_volume_is_no_alert(prometheus: Prometheus) -> None:
-    series = [gauge("rds_csi_migration_overdue", (0, 30 * MINUTE, 0))]
-    assert fires_at(prometheus, "RdsCsiMigrationOverdue", series, until=30 * MINUTE) is None
-
-
-@pytest.mark.parametrize(
-    ("succeeded", "timed_out", "fires"),
-    [(16.0, 4.0, False), (15.0, 5.0, True), (2.0, 2.0, False), (3.0, 2.0, True), (0.0, 0.0, False)],
-)
-def test_alert_migrations_time_out_fires_over_a_fifth_of_at_least_five(
-    prometheus: Prometheus, succeeded: float, timed_out: float, fires: bool
-) -> None:
-    series = migrations(success=[(HOUR, succeeded)], timeout=[(2 * HOUR, timed_out)])
-    alert = alerts()["RdsCsiMigrationsTimeOut"]
-    assert bool(prometheus.query(alert.expression, series, at=24 * HOUR).elements) is fires
-
-
-def test_alert_attach_refused_fires_where_it_goes_on_for_half_an_hour(prometheus: Prometheus) -> None:
-    tries = [(HOUR + number * 5 * MINUTE, number + 1.0) for number in range(12)]
-    fired = fires_at(prometheus, "RdsCsiAttachRefused", [counter(CONFLICTS, *tries)], until=3 * HOUR)
-    assert fired == HOUR + 30 * MINUTE
-
-
-def test_a_chained_migration_that_waits_for_a_minute_is_no_alert(prometheus: Prometheus) -> None:
-    series = [counter(CONFLICTS, (HOUR, 6.0), (HOUR + MINUTE, 8.0))]
-    assert fires_at(prometheus, "RdsCsiAttachRefused", series, until=3 * HOUR) is None
-
-
-def test_alert_operator_missing_fires_five_minutes_after_the_last_one(prometheus: Prometheus) -> None:
-    series = [gauge(ACTIVE, (0, HOUR, 0), (HOUR + 8 * MINUTE, 2 * HOUR, 0), instance="a")]
-    # Prometheus itself looks five minutes back for a sample where the target just stopped to answer.
-    assert fires_at(prometheus, "RdsCsiOperatorMissing", series, until=2 * HOUR) is None
-    assert fires_at(prometheus, "RdsCsiOperatorMissing", series, until=3 * HOUR) == 2 * HOUR + 10 * MINUTE
-
-
-def rule_files() -> dict[str, dict[str, Any]]:
-    """Return what the Prometheus operator would make of each PrometheusRule, by its name."""
-    return {
-        body["metadata"]["name"]: {"groups": body["spec"]["groups"]} for _, body in objects() if body["kind"] == "PrometheusRule"
-    }
-
-
-@pytest.mark.parametrize("name", sorted(rule_files()))
-def test_the_rules_load(name: str, prometheus: Prometheus) -> None:
-    prometheus.load(yaml.safe_dump(rule_files()[name]))
+def test_the_rules_load(prometheus: Prometheus) -> None:
+    prometheus.load(RULES.read_text())
 
 
 @pytest.mark.parametrize("wrong", [{"expr": "sum("}, {"annotations": {"summary": "{{ $valu }}"}}, {"foor": "5m"}])
 def test_a_rule_that_is_none_is_told_apart(wrong: dict[str, Any], prometheus: Prometheus) -> None:
-    (groups,) = rule_files().values()
-    groups["groups"][0]["rules"][0].update(wrong)
+    whole = {"groups": groups()}
+    whole["groups"][0]["rules"][0].update(wrong)
     with pytest.raises(BadQuery):
-        prometheus.load(yaml.safe_dump(groups))
-
-
-def test_alerts_name_the_command_that_shows_more() -> None:
-    assert [alert.name for alert in alerts().values() if not {"summary", "description"} <= set(alert.annotations)] == []
+        prometheus.load(yaml.safe_dump(whole))

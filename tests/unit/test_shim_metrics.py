@@ -48,7 +48,7 @@ def test_all_names_are_known_to_users_of_the_go_driver_or_of_csi() -> None:
     text = generate_latest(ShimMetrics().registry).decode()
     names = {family.name for family in text_string_to_metric_families(text) if not family.name.endswith("_created")}
     assert all(name.startswith(("rds_csi_", "csi_plugin_operations_seconds")) for name in names)
-    assert len(names) == 12
+    assert len(names) == 13
 
 
 def test_buckets_are_those_of_the_go_driver() -> None:

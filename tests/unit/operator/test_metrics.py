@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from rds_operator.events import EventReason
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
-from rds_records.record import Record
+from rds_records.record import ForcedDetach, ForceReason, Record
 from rds_records.windows import expire
 from tests.unit.operator.api_server import ApiServer
 from tests.unit.operator.volumes import NOW, attached, migrating, record, store_record
@@ -77,6 +77,38 @@ def test_a_standby_shows_no_gauges_rather_than_zeros() -> None:
     registry = metrics_of(migrating(), complete=False).registry
     assert registry.get_sample_value("rds_csi_migration_active_migrations") is None
     assert registry.get_sample_value("rds_csi_attachment_records", {"phase": "Migrating"}) is None
+
+
+def test_the_oldest_transition_that_is_not_reported_is_told_by_its_time() -> None:
+    value = metrics_of(
+        migrating(handle(1)), migrating(handle(2), since=NOW - timedelta(seconds=90)), record(handle(3))
+    ).registry.get_sample_value
+    assert value("rds_csi_outbox_entries") == 2
+    assert value("rds_csi_outbox_oldest_timestamp_seconds") == NOW.timestamp() - 90
+
+
+def test_without_anything_to_report_there_is_no_oldest_transition() -> None:
+    value = metrics_of(record()).registry.get_sample_value
+    assert value("rds_csi_outbox_entries") == 0
+    assert value("rds_csi_outbox_oldest_timestamp_seconds") is None
+
+
+def taken_by_force(number: int, *times: datetime, fenced: bool) -> Record:
+    marks = [
+        ForcedDetach(id=f"{number}-{at}", node_name="node-a", time=at, reason=ForceReason.NODE_GONE, message="gone", fenced=fenced)
+        for at in times
+    ]
+    return record(handle(number)).with_status(forced_detaches=tuple(marks))
+
+
+def test_the_last_forced_detach_is_told_by_its_time_and_whether_the_box_refused_the_node() -> None:
+    name = "rds_csi_attachment_last_forced_detach_timestamp_seconds"
+    later = NOW + timedelta(hours=1)
+    value = metrics_of(taken_by_force(1, NOW, later, fenced=True), taken_by_force(2, NOW, fenced=False)).registry.get_sample_value
+    assert value(name, {"fenced": "true"}) == later.timestamp()
+    assert value(name, {"fenced": "false"}) == NOW.timestamp()
+    value = metrics_of(taken_by_force(1, NOW, fenced=True), record(handle(2))).registry.get_sample_value
+    assert value(name, {"fenced": "false"}) is None
 
 
 def series(metrics: OperatorMetrics) -> int:

@@ -1,0 +1,1 @@
+"""What ``manifests/monitoring/`` is made of, and makes it: ``./justw monitoring``."""
