@@ -35,7 +35,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Build what is missing before the first test starts, where no test's timeout runs and the progress can be seen."""
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     names = (*(CONTROL_PLANE + SIDECARS if "control_plane" in wanted else ()), *(QUERIES if "prometheus" in wanted else ()))
-    names += tuple(name for name in MONITORING if name in {"promtool"} & wanted)
+    names += tuple(name for name in MONITORING if name in wanted or "watched" in wanted)
     if not names or session.config.option.collectonly:
         return
     capture = session.config.pluginmanager.getplugin("capturemanager")

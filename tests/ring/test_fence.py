@@ -5,6 +5,7 @@ Real API server, the simulated box over real SSH, shims as real processes. That 
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -255,6 +256,8 @@ def test_a_forced_detach_is_a_warning_event_and_counted(
     assert event["type"] == "Warning"
     assert node in event["message"]
     eventually("it is counted", lambda: operator.scrape().value("rds_csi_attachment_forced_detaches_total") == 1, interval=0.2)
+    last = "rds_csi_attachment_last_forced_detach_timestamp_seconds"
+    assert abs(operator.scrape().value(last, fenced="false") - time.time()) < 60
 
 
 def test_a_list_is_cleared_once_the_fence_is_switched_off(
@@ -266,8 +269,10 @@ def test_a_list_is_cleared_once_the_fence_is_switched_off(
     csi.publish(published, first)
     csi.publish(idle, first)
     csi.unpublish(idle, first)
+    assert shim.scrape().value("rds_csi_fence_enabled") == 1
     shim.kill()
-    csi = shims("--fence=none")[1]
+    shim, csi = shims("--fence=none")
+    assert shim.scrape().value("rds_csi_fence_enabled") == 0
     csi.publish(published, second)
     assert hosts(fence_box, published) == set()
     assert condition(cluster, published) == ("False", "NotEnabled")

@@ -23,10 +23,13 @@ from rds_csi.metrics import BoxLink, ShimMetrics
 from rds_csi.node.metrics import NodeGauges, NodeMetrics
 from rds_csi.node.node_events import NodeReason
 from rds_csi.parameters import ALLOWED, IGNORED, parse_parameters, volume_context
+from rds_operator.events import EventReason
 from rds_operator.memory import RecordMemory
 from rds_operator.metrics import OperatorMetrics
 from rds_operator.orphan_watch import OrphanGauges
 from rds_operator.orphans import Suspect
+from rds_operator.reporting import REASONS, TOLD_TO_THE_VM
+from rds_records.events import Reason
 from tests.documents import DOCUMENTS, ROOT, objects
 from tests.unit.operator.test_box_metrics import EVERYTHING, LATER, registry_of
 
@@ -237,11 +240,20 @@ def test_metrics_lists_every_gauge_of_a_node_with_its_labels() -> None:
     assert documented == node_gauges()
 
 
-def test_metrics_lists_every_event_of_a_node_with_its_type() -> None:
-    listed = {name: kind for names, kind, _ in tables("metrics.md")["Events"] for name in code(names)}
-    # Two are told in the text below: they are about no volume.
-    told = {reason: reason.type for reason in NodeReason if not reason.startswith("Orphan")}
-    assert told.items() <= listed.items()
+@pytest.mark.parametrize(("heading", "reasons"), [("From the operator", EventReason), ("From a node", NodeReason)])
+def test_events_lists_every_reason_with_its_type(heading: str, reasons: type[Reason]) -> None:
+    listed = {name: kind for names, kind, *_ in tables("events.md")[heading] for name in code(names)}
+    assert listed == {str(reason): reason.type for reason in reasons}
+
+
+def test_events_says_which_are_told_to_the_virtual_machine_too() -> None:
+    listed = {name for names, _, on, *_ in tables("events.md")["From the operator"] if "VM" in on for name in code(names)}
+    assert listed == {str(REASONS[kind]) for kind in TOLD_TO_THE_VM} | {"AttachmentConflict"}
+
+
+def test_a_warning_of_the_operator_says_what_to_do() -> None:
+    rows = tables("events.md")["From the operator"] + tables("events.md")["From a node"]
+    assert [names for names, kind, _, when, act in rows if not when or (kind == "Warning" and not act)] == []
 
 
 def box_metrics() -> dict[str, set[str]]:
