@@ -70,6 +70,7 @@ def played(plane: ControlPlane, cluster: Cluster, folder: Path) -> Iterator[Play
             running.enter_context(sidecar(plane, shim.socket, folder / "logs"))
         # What counts from here on was seen at 0 before.
         eventually("all are scraped", lambda: server.scraped() and server.query(COUNTED))
+        running.callback(cluster.clean_up)
         kubevirt = KubeVirt(cluster)
         running.callback(kubevirt.clean_up)
         storage_class = cluster.make_storage_class()

@@ -46,7 +46,6 @@ def main() -> None:
                 eventually("it was looked at long enough", lambda: time.time() > enough, timeout=2 * LOOK)
                 rows = {title: [shown(play, panel, start, time.time()) for panel in row] for title, row in ROWS.items()}
                 file.write_text(json.dumps({title.replace("$volume", play.volume): row for title, row in rows.items()}))
-                cluster.clean_up()
 
 
 if __name__ == "__main__":

@@ -82,6 +82,11 @@ class PrometheusServer(Process):
         """Tell whether every target was scraped."""
         return {labels["job"] for labels, value in self.query("up") if value == 1} == self.jobs
 
+    def health_of_rules(self) -> dict[str, str]:
+        """Return ``ok`` or what else is said of the evaluation of each rule, by alert or series."""
+        groups = self._ask("rules")["data"]["groups"]
+        return {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
+
     def _ask(self, what: str, **fields: str) -> Any:
         with urllib3.PoolManager(retries=False, timeout=10.0) as pool:
             answer = pool.request("GET", f"http://{self.address}/api/v1/{what}", fields=fields)
