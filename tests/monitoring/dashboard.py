@@ -151,14 +151,12 @@ ROWS: Final[dict[str, list[Panel]]] = {
             "celsius",
         ),
         Panel(
-            "Power and fans",
-            {
-                "PSU 1": "max(rds_hardware_psu1_power_watts)",
-                "PSU 2": "max(rds_hardware_psu2_power_watts)",
-                "fan 1": "max(rds_hardware_fan1_speed_rpm)",
-                "fan 2": "max(rds_hardware_fan2_speed_rpm)",
-            },
+            "Power",
+            {"PSU 1": "max(rds_hardware_psu1_power_watts)", "PSU 2": "max(rds_hardware_psu2_power_watts)"},
+            "watt",
+            width=4,
         ),
+        Panel("Fans", {"1": "max(rds_hardware_fan1_speed_rpm)", "2": "max(rds_hardware_fan2_speed_rpm)"}, "rotrpm", width=4),
         Panel(
             "Age of what is known",
             {"{{source}}": "time() - max by (source) (rds_csi_inventory_last_success_timestamp_seconds)"},
