@@ -16,11 +16,17 @@ from tests.vm.guests import CONTROL_PORT
 from tests.vm.kubevirt import KubeVirtOnKubelets, blocks
 from tests.vm.ledger import SIZE, Entry, Found, judge, last_of
 from tests.vm.node_plugin import METRICS_PORT
-from tests.vm.stack import VmStack, expected_session
+from tests.vm.site import Session
+from tests.vm.stack import VmStack
 
 EVENTS = ("MigrationStarted", "MigrationCompleted", "MigrationEnded")
 BLOCKS = 20
 """How many more blocks are to be written before the demo goes on, so that something happens in each step."""
+
+
+def states(sessions: dict[str, Session]) -> dict[str, str]:
+    """Return the state of each session by its NQN."""
+    return {nqn: session.state for nqn, session in sessions.items()}
 
 
 class DemoOnMachines(Stage):
@@ -32,7 +38,7 @@ class DemoOnMachines(Stage):
         self.one = Migration("vm-moves", "Succeeded", "MigrationState", EVENTS, source="node-a", target="node-b")
         super().__init__(stack.cluster, stack.the_operator, picture, [self.one])
         self.pods = {"node-a": "", "node-b": ""}
-        self.in_between: dict[str, list[tuple[str, str, str]]] = {}
+        self.in_between: dict[str, dict[str, Session]] = {}
         self.device_numbers: dict[str, tuple[str, str]] = {}
 
     @property
@@ -75,8 +81,8 @@ class DemoOnMachines(Stage):
     def _look(self) -> None:
         """Note what both nodes have while both are attached."""
         for node, pod in self.pods.items():
-            self.in_between[node] = self.stack.sessions(node)
-            of_node = self.stack.nodes[node].sh(f"stat -c %t:%T {self.stack.device(node, self.nqn)}").strip()
+            self.in_between[node] = self.stack.site.sessions(node)
+            of_node = self.stack.nodes[node].sh(f"stat -c %t:%T /dev/{self.in_between[node][self.nqn].device}").strip()
             of_pod = self.stack.kubelets[node].exec(self.cluster.namespace, pod, "stat -c %t:%T /dev/disk-0", "compute").strip()
             self.device_numbers[node] = (of_node, of_pod)
 
@@ -91,13 +97,11 @@ class DemoOnMachines(Stage):
         facts, one = Facts(), self.one
         self._facts_of_the_cluster(facts)
         for node in self.pods:
-            facts.expect(f"while it moved: session of {node}", [expected_session(node, self.nqn)], self.in_between[node])
+            facts.expect(f"while it moved: session of {node}", {self.nqn: "live"}, states(self.in_between[node]))
             of_node, of_pod = self.device_numbers[node]
             facts.expect(f"while it moved: /dev/disk-0 in the pod on {node} is the node's device", of_node, of_pod)
-        facts.expect(f"sessions of {one.source} at the end", [], self.stack.sessions(one.source))
-        facts.expect(
-            f"session of {one.target} at the end", [expected_session(one.target, self.nqn)], self.stack.sessions(one.target)
-        )
+        facts.expect(f"sessions of {one.source} at the end", {}, states(self.stack.site.sessions(one.source)))
+        facts.expect(f"session of {one.target} at the end", {self.nqn: "live"}, states(self.stack.site.sessions(one.target)))
         facts.expect("disks on the box", 1, len(self.stack.real_box.disks()))
         self._facts_of_the_disk(facts)
         return facts
@@ -125,7 +129,7 @@ class DemoOnMachines(Stage):
     def _facts_of_the_disk(self, facts: Facts) -> None:
         one, box = self.one, self.stack.real_box
         image = next(name for name in box.files() if one.handle in name)
-        device = self.stack.device(one.target, self.nqn)
+        device = f"/dev/{self.stack.site.sessions(one.target)[self.nqn].device}"
         on_node = self.stack.read(self.stack.nodes[one.target], device, SIZE)
         in_box = self.stack.read(self.stack.machine, box.backing_file(image), SIZE)
         wrote = {node: self.kubevirt.acknowledged(pod) for node, pod in self.pods.items()}

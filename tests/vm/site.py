@@ -209,13 +209,18 @@ class Site:
         if not plugin.process.running:
             plugin.start()
         kubelet.wait_ready()
-        eventually(f"the driver is registered on {node}", lambda: self._registered(node), timeout=60)
+        self.wait_registered(node)
         if self.plane.api.get("Node", node)["spec"].get("taints"):
             self.plane.api.patch("Node", node, {"spec": {"taints": None}})
 
-    def _registered(self, node: str) -> bool:
-        body = self.plane.api.find("CSINode", node) or {}
-        return any(driver["name"] == DRIVER for driver in body.get("spec", {}).get("drivers") or [])
+    def wait_registered(self, node: str) -> None:
+        """Wait until a kubelet has the driver, under its Node's name."""
+
+        def registered() -> bool:
+            drivers = (self.plane.api.find("CSINode", node) or {}).get("spec", {}).get("drivers") or []
+            return any((driver["name"], driver["nodeID"]) == (DRIVER, node) for driver in drivers)
+
+        eventually(f"the driver is registered on {node}", registered, timeout=60)
 
     def recover(self) -> None:
         """Make everything run and reachable again that a test may have broken."""

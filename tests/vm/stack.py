@@ -8,26 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from rds_records.names import host_nqn_for
-from tests.ring.cluster import DRIVER
 from tests.ring.controlplane import ControlPlane
 from tests.ring.installation import install
-from tests.ring.stack import Stack, reach
-from tests.ring.waiting import eventually
+from tests.ring.stack import Stack
 from tests.vm.box import FORWARDS, BoxInGuest
 from tests.vm.cluster import RealCluster
 from tests.vm.guests import Guest, Guests
 from tests.vm.kubelets import KUBELET_PORT, NodeKubelet
 from tests.vm.node_plugin import CSI_PORT, METRICS_PORT, NodePlugin
+from tests.vm.site import Site
 
 NODES = ("node-a", "node-b")
-
-SESSIONS = """
-for controller in /sys/class/nvme/nvme*; do
-    [ -e $controller/subsysnqn ] && echo $(cat $controller/subsysnqn $controller/state $controller/hostnqn)
-done
-true
-"""
 
 
 class VmStack(Stack):
@@ -38,6 +29,7 @@ class VmStack(Stack):
 
     Attributes:
         nodes: the guests of the nodes, by name.
+        site: what runs on them, once they have booted.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -70,34 +62,17 @@ class VmStack(Stack):
         _at_once([kubelet.launch for kubelet in self.kubelets.values()])
         for kubelet in self.kubelets.values():
             kubelet.wait_ready()
+        self.site = Site(self.plane, self.real_box, self.kubelets, self.plugins, self.folder / "shim")
         for name in self.nodes:
-            eventually(f"the driver is registered on {name}", lambda name=name: self._registered(name), timeout=60)  # type: ignore[misc]
+            self.site.wait_registered(name)
         self.real_cluster = RealCluster(self.plane.api, self.kubelets)
         self.cluster = self.real_cluster
 
     def start_driver(self) -> None:
         """Start shim, operator and sidecars; what they find installed, such as the kinds of KubeVirt, they use."""
-        self._say("both Nodes are Ready, both kubelets know the driver; shim, operator, csi-provisioner and csi-attacher start")
+        self._say("both Nodes are Ready, both kubelets know the driver; shim, operator and sidecars start")
         self.the_operator = self.operator()
-        self.the_shim = self.shim(reach(self.real_box), extra=(f"--nvme-address={self.real_box.nvme_address}",))
-        self.sidecars(self.the_shim)
-
-    def _registered(self, node: str) -> bool:
-        body = self.plane.api.find("CSINode", node) or {}
-        return any(driver["name"] == DRIVER and driver["nodeID"] == node for driver in body.get("spec", {}).get("drivers") or [])
-
-    # What is on the machines
-
-    def sessions(self, node: str) -> list[tuple[str, str, str]]:
-        """Return NQN, state and host NQN of every NVMe controller that a node's kernel has."""
-        return [(nqn, state, host) for nqn, state, host in map(str.split, self.nodes[node].sh(SESSIONS).splitlines())]
-
-    def device(self, node: str, nqn: str) -> str:
-        """Return the path of the block device that a node's kernel has for an NQN, as long as it is connected."""
-        folder = f"$(dirname $(grep -lx {nqn} /sys/class/nvme-subsystem/*/subsysnqn))"
-        return self.nodes[node].sh(
-            f"for head in {folder}/nvme*n*; do [ -b /dev/${{head##*/}} ] && echo -n /dev/${{head##*/}}; done; true"
-        )
+        self._ends.enter_context(self.site)
 
     def read(self, machine: Guest, path: str | Path, size: int) -> bytes:
         """Return the first bytes of a file or device of a machine, read past its cache."""
@@ -110,8 +85,3 @@ def _at_once(starts: Iterable[Callable[[], object]]) -> None:
     with ThreadPoolExecutor() as pool:
         for start in [pool.submit(start) for start in starts]:
             start.result()
-
-
-def expected_session(node: str, nqn: str) -> tuple[str, str, str]:
-    """Return what ``VmStack.sessions`` is to say of a node that is connected to a volume."""
-    return nqn, "live", host_nqn_for(node)
