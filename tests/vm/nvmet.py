@@ -83,7 +83,7 @@ class Export:
         return guest.sh(f"""
             for i in $(seq 100); do
                 for head in $(dirname $(grep -lx {self.nqn} /sys/class/nvme-subsystem/*/subsysnqn))/nvme*n*; do
-                    [ -b /dev/${{head##*/}} ] && echo -n /dev/${{head##*/}} && exit
+                    [ -b "/dev/${{head##*/}}" ] && echo -n /dev/${{head##*/}} && exit
                 done
                 sleep 0.05
             done

@@ -124,7 +124,7 @@ class Site:
                 grep -qx '{host_nqn_for(node)}' $controller/hostnqn 2> /dev/null || continue
                 device=
                 for path in $controller/subsystem/nvme*n* $controller/nvme*n*; do
-                    [ -b /dev/${{path##*/}} ] && device=${{path##*/}}
+                    [ -b "/dev/${{path##*/}}" ] && device=${{path##*/}}
                 done
                 echo $(cat $controller/subsysnqn $controller/state) $device
             done

@@ -159,7 +159,7 @@ class Node:
         found = self.guest.ask(f"""
             for name in $(grep -lx {volume.export.nqn} /sys/class/nvme-subsystem/*/subsysnqn /sys/class/nvme/*/subsysnqn); do
                 folder=$(dirname $name)
-                for disk in $folder/nvme*n*; do [ -b /dev/${{disk##*/}} ] && echo -n /dev/${{disk##*/}} && exit; done
+                for disk in $folder/nvme*n*; do [ -b "/dev/${{disk##*/}}" ] && echo -n /dev/${{disk##*/}} && exit; done
             done
         """)
         return found.output.strip()
