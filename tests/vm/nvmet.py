@@ -64,10 +64,10 @@ class Export:
             rm -f {self.file}
         """)
 
-    def connect(self, guest: Guest, host: str = "") -> str:
+    def connect(self, guest: Guest, host: str = "", *, reconnect_delay: int = 1) -> str:
         """Connect an initiator, for good as the node plugin does, and return the path of the block device.
 
-        ``host`` is the host NQN; without one nvme-cli draws one.
+        ``host`` is the host NQN; without one nvme-cli draws one. ``reconnect_delay`` is in seconds.
         """
         guest.run(
             *(
@@ -78,7 +78,7 @@ class Export:
                 f"--trsvcid={self.port}",
                 f"--nqn={self.nqn}",
             ),
-            *("--ctrl-loss-tmo=-1", "--reconnect-delay=1", *([f"--hostnqn={host}"] if host else [])),
+            *("--ctrl-loss-tmo=-1", f"--reconnect-delay={reconnect_delay}", *([f"--hostnqn={host}"] if host else [])),
         )
         return guest.sh(f"""
             for i in $(seq 100); do
