@@ -19,6 +19,7 @@ from tests.vm.cluster import RealCluster
 from tests.vm.guests import Guest, Guests, Link, known_guest_processes
 from tests.vm.kernel import NotMade, bootable
 from tests.vm.kubelets import KUBELET_PORT, NodeKubelet
+from tests.vm.node.client import CSI_PORT as NODE_SERVICE_PORT
 from tests.vm.node_plugin import CSI_PORT, METRICS_PORT, NodePlugin
 from tests.vm.packages import PackagesMissing
 from tests.vm.site import Site
@@ -69,9 +70,10 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest
     """
     with Guests(tmp_path_factory.mktemp("guests")) as guests:
         made = [guests.target("box", forwards=FORWARDS)]
-        made += [guests.initiator(name, forwards=[KUBELET_PORT, CSI_PORT, METRICS_PORT]) for name in NODES]
+        ports = [KUBELET_PORT, CSI_PORT, METRICS_PORT, NODE_SERVICE_PORT]
+        made += [guests.initiator(name, forwards=ports) for name in NODES]
         guests.start(*made)
-        made.append(guests.initiator("node-c", forwards=[CSI_PORT], multipath=False))
+        made.append(guests.initiator("node-c", forwards=[NODE_SERVICE_PORT], multipath=False))
         yield {guest.name: guest for guest in made}
 
 

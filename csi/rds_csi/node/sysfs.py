@@ -117,18 +117,23 @@ def sessions(sysfs: Path) -> tuple[Session, ...]:
 
     None is returned only where the tree can be read: raises SysfsUnreadable otherwise.
     """
+    return _sessions(sysfs)
+
+
+def _sessions(sysfs: Path, wanted: str | None = None) -> tuple[Session, ...]:
+    """Return every subsystem, or the one that is wanted: of the others nothing but the names is read."""
     classes = sysfs / "class"
     if not classes.is_dir():
         raise SysfsUnreadable(f"{classes} is no directory: sysfs is not mounted here")
     controllers: dict[str, list[Controller]] = {}
     namespaces: dict[str, dict[str, Namespace]] = {}
     for directory in _children(classes / "nvme", _CONTROLLER):
-        if (controller := _controller(directory)) is None:
+        if (controller := _controller(directory, wanted)) is None:
             continue
         controllers.setdefault(controller.nqn, []).append(controller)
         namespaces.setdefault(controller.nqn, {}).update(_disks(directory))
     for directory in _children(classes / "nvme-subsystem", _SUBSYSTEM):
-        if nqn := _read(directory / "subsysnqn"):
+        if (nqn := _read(directory / "subsysnqn")) and wanted in {None, nqn}:
             controllers.setdefault(nqn, [])
             namespaces.setdefault(nqn, {}).update(_disks(directory))
     # A subsystem without controller and disk is only a name that the kernel has not freed yet.
@@ -141,7 +146,7 @@ def sessions(sysfs: Path) -> tuple[Session, ...]:
 
 def find_session(sysfs: Path, nqn: str) -> Session | None:
     """Return what this node has of the subsystem, or None where it is positively not there; raises SysfsUnreadable."""
-    return next((session for session in sessions(sysfs) if session.nqn == nqn), None)
+    return next(iter(_sessions(sysfs, nqn)), None)
 
 
 def partition_numbers(sysfs: Path, number: DeviceNumber) -> tuple[DeviceNumber, ...]:
@@ -173,10 +178,10 @@ def renumbered(before: DeviceNumber, now: Session | None) -> bool:
     return now is not None and bool(now.namespaces) and before not in {namespace.number for namespace in now.namespaces}
 
 
-def _controller(directory: Path) -> Controller | None:
-    """Return the controller, or None where it went while it was read."""
-    nqn, state = _read(directory / "subsysnqn"), _read(directory / "state")
-    if not nqn or state is None:
+def _controller(directory: Path, wanted: str | None) -> Controller | None:
+    """Return the controller, or None where it went while it was read, or is of another subsystem than the wanted one."""
+    nqn = _read(directory / "subsysnqn")
+    if not nqn or wanted not in {None, nqn} or (state := _read(directory / "state")) is None:
         return None
     address = dict(part.partition("=")[::2] for part in (_read(directory / "address") or "").split(","))
     port = address.get("trsvcid", "").strip()
@@ -231,7 +236,7 @@ def _children(directory: Path, names: re.Pattern[str]) -> list[Path]:
 def _read(file: Path) -> str | None:
     """Return an attribute without blanks around it, or None where it, or its device, is not there (any more)."""
     try:
-        return file.read_text(errors="replace").strip()
+        return file.read_bytes().decode(errors="replace").strip()
     except OSError as error:
         if error.errno in _VANISHED:
             return None

@@ -19,7 +19,9 @@ from tests.ring.waiting import eventually
 from tests.vm.guests import ROOT, Guest, GuestProcess
 from tests.vm.nvmet import Export
 
-CSI_PORT = 9000
+CSI_PORT = 9001
+"""Beside the one of ``rds-csi node`` (``tests/vm/node_plugin.py``), which the same guest may run."""
+
 KUBELET = "/var/lib/kubelet"
 Mode = csi_pb2.VolumeCapability.AccessMode
 BLOCK = ""
