@@ -26,7 +26,7 @@ from tests.vm.guests import Guest, GuestProcess, Link, ScriptFailed
 from tests.vm.nvmet import Export
 from tests.vm.test_guests import BLOCK, read, write
 
-FENCE = ["allow-host-name", "none"]
+FENCE = ["allow-host-name", pytest.param("none", marks=pytest.mark.long)]
 RECONNECT_SECONDS = 10
 """The delay with which the node that stays comes back where that is measured: longer than the cycle of an export takes."""
 
@@ -120,7 +120,6 @@ def scene(
         yield make
 
 
-@pytest.mark.long
 @pytest.mark.requirement("R31b")
 @pytest.mark.parametrize("fence", FENCE)
 def test_a_node_whose_session_lives_while_it_is_detached_by_force_writes_only_without_the_fence(
@@ -146,7 +145,6 @@ def test_a_node_whose_session_lives_while_it_is_detached_by_force_writes_only_wi
     assert read(its.b, there, block=1) == "goes-on"
 
 
-@pytest.mark.long
 @pytest.mark.requirement("R31b")
 @pytest.mark.parametrize("fence", FENCE)
 def test_a_node_that_was_cut_off_and_comes_back_writes_only_without_the_fence(scene: Callable[[str], Scene], fence: str) -> None:
@@ -169,7 +167,6 @@ def test_a_node_that_was_cut_off_and_comes_back_writes_only_without_the_fence(sc
     assert read(its.b, there) == "taken-over"
 
 
-@pytest.mark.long
 def test_the_node_that_stays_goes_on_after_its_reconnect_delay_when_the_other_is_fenced(
     scene: Callable[[str], Scene], record_property: Callable[[str, object], None]
 ) -> None:

@@ -12,7 +12,7 @@ from tests.vm.cluster import DISK, MOUNTED, RealCluster
 from tests.vm.keepers import Keeper, Keepers
 from tests.vm.site import Site, Volume
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
+pytestmark = pytest.mark.timeout(900)
 
 STAGE, UNSTAGE, EXPAND = (f"/csi.v1.Node/Node{what}Volume" for what in ("Stage", "Unstage", "Expand"))
 
@@ -101,6 +101,7 @@ def test_a_pod_goes_on_after_its_node_restarted(site: Site, cluster: RealCluster
     assert keepers.wrong_with(site.on_the_box(volume)) == []
 
 
+@pytest.mark.long
 def test_a_pod_runs_elsewhere_once_its_node_is_out_of_service(site: Site, cluster: RealCluster, keepers: Keepers) -> None:
     volume = site.provision(cluster, block=False, fs_type="ext4")
     keeper = writing(keepers, "node-a", volume)
@@ -114,6 +115,7 @@ def test_a_pod_runs_elsewhere_once_its_node_is_out_of_service(site: Site, cluste
     assert list(site.sessions("node-b")) == [volume.nqn]
 
 
+@pytest.mark.long
 def test_pods_come_and_go_after_the_driver_was_killed_on_their_node(
     site: Site, cluster: RealCluster, keepers: Keepers, volume: Volume
 ) -> None:
@@ -134,6 +136,7 @@ def test_pods_come_and_go_after_the_driver_was_killed_on_their_node(
     assert keepers.wrong_with(site.on_the_box(volume)) == []
 
 
+@pytest.mark.long
 def test_disks_grow_under_their_pods(site: Site, cluster: RealCluster, volume: Volume) -> None:
     claims = {
         volume.claim: f"blockdev --getsize64 {DISK}",
@@ -156,7 +159,8 @@ def test_disks_grow_under_their_pods(site: Site, cluster: RealCluster, volume: V
         eventually(f"{claim} has 2 GiB in its pod", grown, timeout=120, interval=1)
 
 
-@pytest.mark.parametrize("fs_type", ["ext4", pytest.param("xfs", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
 def test_a_file_system_goes_with_its_pods_from_node_to_node(
     site: Site, cluster: RealCluster, keepers: Keepers, fs_type: str
 ) -> None:

@@ -19,7 +19,7 @@ from tests.vm.keepers import Keeper, Keepers
 from tests.vm.nvmet import Export
 from tests.vm.site import Site, Volume
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
+pytestmark = pytest.mark.timeout(900)
 
 DETACH_TIMEOUT = 120.0
 """Seconds. The attach/detach controller lets go of a lost node's disk once the pod garbage collector, every 20 s, took its pods."""
@@ -160,13 +160,6 @@ def test_a_live_migration_moves_every_byte_whatever_the_device_is_called(
     migration = Migration(site, cluster, volume)
     migration.run()
     assert site.device("node-b", volume) != foreign_disk == "nvme0n1"
-    check(migration)
-
-
-@pytest.mark.parametrize(("step", "fault"), [(Step.READING, Fault.BOX_RESTARTS), (Step.HANDED_OVER, Fault.NODE_LOST)], ids=str)
-def test_a_live_migration_survives(site: Site, cluster: RealCluster, volume: Volume, step: Step, fault: Fault) -> None:
-    migration = Migration(site, cluster, volume, step, fault)
-    migration.run()
     check(migration)
 
 

@@ -7,8 +7,6 @@ import pytest
 
 from tests.vm.node.client import BLOCK, IN_USE, KUBELET, SIZE, Make, Mode, Node, Volume, refused, retried
 
-pytestmark = pytest.mark.long
-
 START = "head -c 16M {disk} | sha256sum"
 """Whoever makes a file system writes there; to read a whole disk takes an emulated processor minutes."""
 
@@ -233,6 +231,7 @@ def test_nothing_is_formatted_that_holds_something_and_no_session_stays(node: No
     assert node.guest.sh(START.format(disk=node.disk(block))) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fs", ["ext4", "xfs"])
 def test_a_copy_of_a_mounted_file_system_mounts_beside_it_with_all_that_was_synced(node: Node, make: Make, fs: str) -> None:
     """So is a restored snapshot: its journal is as it was, dirty, and its UUID is the source's."""
@@ -252,6 +251,7 @@ def test_a_copy_of_a_mounted_file_system_mounts_beside_it_with_all_that_was_sync
     assert node.stats(copy)["BYTES"].total > node.stats(source)["BYTES"].total + (32 << 20)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fs", [BLOCK, "ext4", "xfs"])
 def test_a_volume_grows_while_it_is_used(node: Node, make: Make, fs: str) -> None:
     volume = make(fs)
@@ -269,6 +269,7 @@ def test_a_volume_grows_while_it_is_used(node: Node, make: Make, fs: str) -> Non
     assert node.stats(volume)["BYTES"].total > before + (96 << 20)
 
 
+@pytest.mark.long
 def test_a_full_file_system_is_measured_unpublished_and_staged_again(node: Node, make: Make) -> None:
     volume = make("ext4")
     node.stage(volume)
@@ -280,6 +281,7 @@ def test_a_full_file_system_is_measured_unpublished_and_staged_again(node: Node,
     node.stage(volume)
 
 
+@pytest.mark.long
 def test_a_file_system_that_the_kernel_made_read_only_is_not_grown_and_can_be_taken_away(node: Node, make: Make) -> None:
     volume = make("ext4")
     node.stage(volume)
@@ -295,6 +297,7 @@ def test_a_file_system_that_the_kernel_made_read_only_is_not_grown_and_can_be_ta
     assert not node.connected(volume)
 
 
+@pytest.mark.long
 def test_an_xfs_that_has_shut_itself_down_is_not_measured_or_grown_and_can_be_taken_away(node: Node, make: Make) -> None:
     volume = make("xfs")
     node.stage(volume)
@@ -310,6 +313,7 @@ def test_an_xfs_that_has_shut_itself_down_is_not_measured_or_grown_and_can_be_ta
     node.guest.sh(f"ls {node.publish(volume)}")
 
 
+@pytest.mark.long
 def test_a_reader_cannot_write_to_a_block_device_and_the_next_writer_can(node: Node, make: Make) -> None:
     reader = make(mode=Mode.MULTI_NODE_READER_ONLY)
     writer = Volume(reader.export)
@@ -324,6 +328,7 @@ def test_a_reader_cannot_write_to_a_block_device_and_the_next_writer_can(node: N
     node.guest.sh(write.format(path))
 
 
+@pytest.mark.long
 def test_a_read_only_pod_of_a_volume_that_others_write_to_cannot_write(node: Node, make: Make) -> None:
     volume = make("ext4")
     node.stage(volume)
@@ -333,6 +338,7 @@ def test_a_read_only_pod_of_a_volume_that_others_write_to_cannot_write(node: Nod
     assert node.guest.ask(f"touch {reads}/file").status != 0
 
 
+@pytest.mark.long
 def test_a_volume_for_one_pod_alone_is_not_given_to_a_second_one(node: Node, make: Make) -> None:
     volume = make("ext4", mode=Mode.SINGLE_NODE_SINGLE_WRITER)
     node.stage(volume)
@@ -348,6 +354,7 @@ class InOneDirectory(Volume):
         return f"{KUBELET}/plugins/kubernetes.io/csi/volumeDevices/publish/{self.handle}/{pod}"
 
 
+@pytest.mark.long
 def test_a_block_volume_for_one_pod_alone_is_not_given_to_a_second_one(node: Node, make: Make) -> None:
     volume = InOneDirectory(make().export, mode=Mode.SINGLE_NODE_SINGLE_WRITER)
     node.stage(volume)
@@ -359,6 +366,7 @@ def test_a_block_volume_for_one_pod_alone_is_not_given_to_a_second_one(node: Nod
     node.unpublish(volume, "pod-2")
 
 
+@pytest.mark.long
 def test_mount_options_are_those_asked_for_and_nosuid_and_nodev_always(node: Node, make: Make) -> None:
     volume = make("ext4", flags=("noatime", "noexec"))
     node.stage(volume)
@@ -367,6 +375,7 @@ def test_mount_options_are_those_asked_for_and_nosuid_and_nodev_always(node: Nod
     refused(grpc.StatusCode.INVALID_ARGUMENT, node.stage, Volume(volume.export, "ext4", flags=("suid",)))
 
 
+@pytest.mark.long
 def test_programs_on_a_volume_run_unless_noexec_is_asked_for(node: Node, make: Make) -> None:
     volume = make("ext4")
     node.stage(volume)
