@@ -15,7 +15,7 @@ from typing import Final
 
 from rds_csi.errors import Unavailable
 from rds_csi.node import usage
-from rds_csi.node.commands import Command, Output, Run, run
+from rds_csi.node.commands import END_GRACE, Command, Output, Run, run
 from rds_csi.node.decisions import Place, PlaceKind
 from rds_csi.node.filesystem_errors import NO_ERRORS, Errors, errors_of, has_stopped
 from rds_csi.node.looks import Looks, LookTooSlow, PathUnusable
@@ -85,7 +85,9 @@ class Host:
         """Run a command, for at most ``within`` seconds; raises CommandError, and Unavailable where no time is left at all."""
         if within <= 0:
             raise Unavailable(f"no time is left for {command.name}; the call is continued by its repetition")
-        return await self.run_command(Command(command.words, min(command.seconds, within), command.answers))
+        # To leave one behind that waits in the kernel takes END_GRACE, and the caller is to hear of it in its time.
+        seconds = min(command.seconds, max(within - END_GRACE, within / 2))
+        return await self.run_command(Command(command.words, seconds, command.answers))
 
     async def see(self, nqn: str, path: str) -> Seen:
         """Look at a subsystem and a path.

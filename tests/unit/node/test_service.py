@@ -17,7 +17,7 @@ import pytest
 
 from rds_csi.contexts import publish_context
 from rds_csi.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound, Unavailable, status_of
-from rds_csi.node.commands import Command, CommandFailed, CommandMissing, CommandTooSlow, Output
+from rds_csi.node.commands import END_GRACE, Command, CommandFailed, CommandMissing, CommandTooSlow, Output
 from rds_csi.node.deadlines import Clock, Deadline
 from rds_csi.node.decisions import Place, PlaceKind
 from rds_csi.node.device_content import content
@@ -551,3 +551,16 @@ async def test_an_answer_that_comes_in_the_moment_in_which_its_caller_leaves_is_
 )
 def test_what_may_have_been_done_in_part_or_is_not_known_is_never_final_for_the_kubelet(error: Exception) -> None:
     assert status_of(error) is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_command_that_the_kernel_holds_can_be_left_behind_within_the_call() -> None:
+    given: list[float] = []
+
+    async def run(command: Command) -> Output:
+        given.append(command.seconds)
+        return Output(0, "", "")
+
+    host = Host(run_command=run)
+    for within in (600.0, 15.0, 1.0):
+        await host.run(Command(("blkid",), 20.0), within=within)
+    assert given == [20.0, 15.0 - END_GRACE, 0.5]
