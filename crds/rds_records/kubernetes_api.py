@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
 import aiohttp
+import yaml
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config.config_exception import ConfigException
 
 from rds_records.clock import ServerClock
 
@@ -47,6 +52,10 @@ class RequestRefused(ApiError):
 
 class ApiUnavailable(ApiError):
     """Nobody knows: the API server cannot be reached, did not answer in time, or failed; a write may have been applied."""
+
+
+class UnusableConfiguration(ValueError):
+    """What says how to reach the API server cannot be used; the message is one line, without anything that stands in a key."""
 
 
 class KubernetesApi:
@@ -219,13 +228,55 @@ def _describe(error: BaseException) -> str:
 
 
 async def load_configuration(kubeconfig: str | None) -> Configuration:
-    """Return how to reach the API server: from a kubeconfig file, or as a pod does where none is named."""
+    """Return how to reach the API server: from a kubeconfig file, or as a pod does where none is named.
+
+    Raises UnusableConfiguration.
+    """
     configuration = Configuration()
-    if kubeconfig:
-        await kubernetes_config.load_kube_config(config_file=str(Path(kubeconfig)), client_configuration=configuration)
-    else:
-        kubernetes_config.load_incluster_config(client_configuration=configuration)
+    with one_line_for_bad_configuration(f"kubeconfig {kubeconfig}" if kubeconfig else "a pod's service account"):
+        if kubeconfig:
+            # The loader takes a file that is not there for an empty one.
+            if not any_exists(kubeconfig):
+                raise UnusableConfiguration("there is no such file")
+            await kubernetes_config.load_kube_config(config_file=str(Path(kubeconfig)), client_configuration=configuration)
+        else:
+            kubernetes_config.load_incluster_config(client_configuration=configuration)
+        check_certificates(configuration)
     return configuration
+
+
+def any_exists(paths: str) -> bool:
+    """Whether there is one of the files, which are separated as in KUBECONFIG."""
+    return any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path)
+
+
+@contextlib.contextmanager
+def one_line_for_bad_configuration(source: str) -> Iterator[None]:
+    """Turn all that the loader raises into UnusableConfiguration, which names the source.
+
+    For a file of another shape than expected that is whatever Python raises where the loader looks into it.
+    """
+    try:
+        yield
+    except (ConfigException, UnusableConfiguration, OSError) as error:
+        why = str(error)
+    except yaml.MarkedYAMLError as error:
+        # Its text may show what stands there.
+        why = f"it is no YAML: line {error.problem_mark.line + 1}" if error.problem_mark else "it is no YAML"
+    except (yaml.YAMLError, UnicodeDecodeError):
+        why = "it is no YAML"
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"it has not the form of a kubeconfig ({type(error).__name__})"
+    else:
+        return
+    raise UnusableConfiguration(f"no way to reach the API server from {source}: {' '.join(why.split())}")
+
+
+def check_certificates(configuration: Configuration) -> None:
+    """Read what TLS will need, as the client will when it is made; raises OSError."""
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert, cadata=configuration.ca_cert_data)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
 
 
 __all__ = [
@@ -235,6 +286,10 @@ __all__ = [
     "KubernetesApi",
     "ObjectNotFound",
     "RequestRefused",
+    "UnusableConfiguration",
     "WriteConflict",
+    "any_exists",
+    "check_certificates",
     "load_configuration",
+    "one_line_for_bad_configuration",
 ]

@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from importlib.metadata import version
 from pathlib import Path
 
-from kubernetes.aio.client import Configuration
-from kubernetes.config.config_exception import ConfigException
 from prometheus_client import CollectorRegistry, Histogram
 
 from rds_csi.attachments import Attachments
@@ -65,7 +63,7 @@ async def controller(settings: ControllerSettings) -> None:
     """
     metrics = ShimMetrics()
     box_at = box_settings(**{name: getattr(settings, name) for name in BOX_OPTIONS})
-    configuration = await _configuration(settings.kubeconfig)
+    configuration = await load_configuration(settings.kubeconfig or None)
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(KubernetesApi(configuration))
         transport = await stack.enter_async_context(Transport(box_at, BoxLink(metrics, settings.rds_address)))
@@ -122,7 +120,7 @@ async def node(settings: NodeSettings) -> None:
     the start.
     """
     metrics = NodeMetrics()
-    configuration = await _configuration(settings.kubeconfig)
+    configuration = await load_configuration(settings.kubeconfig or None)
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(KubernetesApi(configuration))
         check = NodeCheck(api, settings.node_id)
@@ -189,13 +187,6 @@ async def node(settings: NodeSettings) -> None:
             announce=lambda: _register(settings, registration),
             refresh=watch.refresh,
         )
-
-
-async def _configuration(kubeconfig: str) -> Configuration:
-    try:
-        return await load_configuration(kubeconfig or None)
-    except ConfigException as error:
-        raise ValueError(f"no way to reach the API server: {error}") from error
 
 
 @contextlib.asynccontextmanager

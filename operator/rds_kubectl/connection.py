@@ -10,9 +10,14 @@ from typing import Final
 
 from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import Configuration
-from kubernetes.aio.config.config_exception import ConfigException
 
-from rds_records.kubernetes_api import KubernetesApi
+from rds_records.kubernetes_api import (
+    KubernetesApi,
+    UnusableConfiguration,
+    any_exists,
+    check_certificates,
+    one_line_for_bad_configuration,
+)
 
 DEFAULT_NAMESPACE: Final = "default"
 POD_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -44,19 +49,21 @@ async def connect(access: Access, environment: Mapping[str, str] = os.environ) -
     paths = kubeconfig_paths(access, environment)
     configuration = Configuration()
     try:
-        if not _any_exists(paths) and not access.kubeconfig and "KUBERNETES_SERVICE_HOST" in environment:
-            kubernetes_config.load_incluster_config(client_configuration=configuration)
-            namespace = POD_NAMESPACE.read_text().strip()
-        elif not _any_exists(paths):
-            raise NoConnection(f"no way to reach the API server from {paths}: there is no such file; see --kubeconfig")
-        else:
-            loader = await kubernetes_config.load_kube_config(paths, access.context or None, configuration)
-            namespace = loader.current_context["context"].get("namespace") or DEFAULT_NAMESPACE
-    except (ConfigException, OSError, KeyError, TypeError, ValueError) as error:
-        raise NoConnection(f"no way to reach the API server from {paths}: {error}; see --kubeconfig and --context") from error
+        with one_line_for_bad_configuration(paths):
+            namespace = await _load(paths, access, environment, configuration)
+            check_certificates(configuration)
+    except UnusableConfiguration as error:
+        raise NoConnection(f"{error}; see --kubeconfig and --context") from error
     headers = {"Impersonate-User": access.impersonate} if access.impersonate else {}
     return KubernetesApi(configuration, timeout=access.timeout, headers=headers), access.namespace or namespace
 
 
-def _any_exists(paths: str) -> bool:
-    return any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path)
+async def _load(paths: str, access: Access, environment: Mapping[str, str], configuration: Configuration) -> str:
+    """Fill the configuration; return the namespace that counts where none is named."""
+    if any_exists(paths):
+        loader = await kubernetes_config.load_kube_config(paths, access.context or None, configuration)
+        return loader.current_context["context"].get("namespace") or DEFAULT_NAMESPACE
+    if access.kubeconfig or "KUBERNETES_SERVICE_HOST" not in environment:
+        raise UnusableConfiguration("there is no such file")
+    kubernetes_config.load_incluster_config(client_configuration=configuration)
+    return POD_NAMESPACE.read_text().strip()

@@ -21,6 +21,7 @@ from rds_process import logs
 from rds_process.exposition import parse_address
 from rds_process.options import Options, duration
 from rds_process.version import ShowVersion
+from rds_records.kubernetes_api import UnusableConfiguration
 from rds_records.names import DRIVER_NAME
 
 logger = logging.getLogger(__name__)
@@ -171,6 +172,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(uvloop.run(orphans_command.run(chosen, given)))
     try:
         uvloop.run(live(chosen))
+    except UnusableConfiguration as error:
+        logger.critical("cannot run", extra={"error": str(error)})
+        sys.exit(1)
     except Exception:
         logger.exception("the operator ends: it broke")
         sys.exit(1)
