@@ -63,10 +63,7 @@ class SimulatedBox:
         self._announced = self._control_directory / "announced"
         self._process = self._make_process()
         if not self.private_key.exists():
-            key = asyncssh.generate_private_key("ssh-ed25519")
-            self.private_key.touch(mode=0o600)
-            key.write_private_key(self.private_key)
-            key.write_public_key(self._public_key)
+            self._make_user_key()
 
     def __enter__(self) -> Self:
         self.start()
@@ -101,10 +98,23 @@ class SimulatedBox:
         self.kill()
         self.start()
 
+    def renew_keys(self) -> None:
+        """Start again with a host key and a user's key that it never had, then in ``host_key`` and ``private_key``."""
+        self.stop()
+        self.state_file.with_name(self.state_file.name + ".hostkey").unlink()
+        self._make_user_key()
+        self.start()
+
     def close(self) -> None:
         """Stop, and remove the control channel."""
         self.stop()
         shutil.rmtree(self._control_directory, ignore_errors=True)
+
+    def _make_user_key(self) -> None:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        self.private_key.touch(mode=0o600)
+        key.write_private_key(self.private_key)
+        key.write_public_key(self._public_key)
 
     def _make_process(self) -> Program:
         return Process("RouterOS simulator", [], self.log_file, cwd=ROOT, ready=self._announced.exists, ready_timeout=START_TIMEOUT)

@@ -28,10 +28,10 @@ def add_box_options(options: Options) -> None:
     add("--rds-address", "the box: where SSH is answered", metavar="HOST", kind=_host, variables=["RDS_ADDRESS"])
     add("--rds-port", "its SSH port", default="22", metavar="PORT", kind=port, variables=["RDS_PORT"])
     add("--rds-user", "the user to log in as", default="admin", metavar="NAME", kind=_user, variables=["RDS_USER"])
-    add("--rds-key-file", "the user's private key, read at each connect", default=DEFAULT_KEY_FILE, metavar="FILE")
+    add("--rds-key-file", "the user's private key; a file that changes is taken up", default=DEFAULT_KEY_FILE, metavar="FILE")
     add(
         "--rds-host-key",
-        "the host key that the box must present, a line as in authorized_keys, or a file with it",
+        "the host key that the box must present, a line as in authorized_keys, or a file with it; one that changes is taken up",
         metavar="KEY|FILE",
     )
     options.switch("--rds-insecure-skip-verify", "connect without a host key, to whoever answers; for tests")
@@ -58,10 +58,11 @@ def box_settings(
     *, rds_address: str, rds_port: int, rds_user: str, rds_key_file: str, rds_host_key: str, rds_insecure_skip_verify: bool
 ) -> Settings:
     """Return how to reach the box; raises ValueError where the host key cannot be read."""
+    file = Path(rds_host_key) if rds_host_key.startswith("/") else None
     text = rds_host_key
-    if text.startswith("/"):
+    if file is not None:
         try:
-            text = Path(text).read_text()
+            text = file.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"the file of --rds-host-key cannot be read: {error}") from error
     return Settings(
@@ -69,7 +70,9 @@ def box_settings(
         port=rds_port,
         user=rds_user,
         key_file=Path(rds_key_file),
-        host_key=HostKey.parse(text) if text else None,
+        # A file that tells no key ends the start, also an empty one.
+        host_key=HostKey.parse(text) if text or file else None,
+        host_key_file=file,
         insecure_skip_verify=rds_insecure_skip_verify,
     )
 

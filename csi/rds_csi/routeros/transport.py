@@ -3,6 +3,10 @@
 RouterOS facts that shape it (seen by other drivers): only exec channels, one command each; opening several sessions at once blocks
 or fails, so opening is serialised while commands run in parallel; ``keepalive@openssh.com`` is rejected, so liveness is opening and
 closing a session. A peer that falls silent sends no reset: every step has a timeout of its own.
+
+Keys are files of a mounted Secret and change in place. A link rests on the keys that it was made with: where the files say another
+thing it is given up for one that is made with the new ones, be they good or not. A key that was withdrawn is of no use any more,
+and a wrong one is noticed when it comes, not at the next outage.
 """
 
 import asyncio
@@ -23,6 +27,7 @@ from fabric import Config, Connection
 from fabric.runners import Remote
 from invoke.exceptions import CommandTimedOut
 
+from rds_csi.routeros.credentials import Credentials, read_host_key
 from rds_csi.routeros.errors import (
     BoxUnreachable,
     HostKeyRefused,
@@ -51,15 +56,19 @@ class Settings:
     address: str
     user: str
     key_file: Path
-    """Private key, read again at each connect, so that a renewed secret is taken up."""
+    """Private key, read again at each connect and looked at with each probe, so that a renewed secret is taken up."""
     port: int = 22
     host_key: HostKey | None = None
+    host_key_file: Path | None = None
+    """Where the host key is read anew, as the private key is; without it ``host_key`` holds for good."""
     insecure_skip_verify: bool = False
     connect_timeout: float = 5.0
     """For each of TCP connect with key exchange, banner, and login."""
     session_timeout: float = 10.0
     """For opening a session; twice that while commands are running, as the box may open none meanwhile."""
     probe_interval: float = 5.0
+    renewal_patience: float = 5.0
+    """What commands under way get to end when the keys have changed."""
     parallel: int = 4
     """Commands that run at a time."""
     backoff_first: float = 0.5
@@ -67,7 +76,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """No host key and no explicit wish to go without: KeyUnusable."""
-        if self.host_key is None and not self.insecure_skip_verify:
+        if self.host_key is None and self.host_key_file is None and not self.insecure_skip_verify:
             raise KeyUnusable("no host key of the box is given; only the insecure flag connects without checking it")
 
 
@@ -96,6 +105,10 @@ def backoff(failures: int, first: float, longest: float, jitter: float) -> float
 
 class _NotSentError(Exception):
     """The command was not sent: the link is dead or silent."""
+
+
+class _KeysChanged(BoxUnreachable):
+    """The link was made with other keys than the files hold now."""
 
 
 class _RefusedError(_NotSentError):
@@ -154,6 +167,8 @@ class _Link:
         """Connect; BoxUnreachable or a subclass."""
         self._settings = settings
         self._opening = threading.Lock()
+        # Before the keys are read for use: a change in between is found at the next probe, and none is missed.
+        self._made_with = self._keys_now()
         config = Config(lazy=True, overrides={"load_ssh_configs": False})
         self.connection = Connection(
             settings.address,
@@ -204,12 +219,20 @@ class _Link:
         settings = self._settings
         client: paramiko.SSHClient = self.connection.client
         client.set_log_channel(PARAMIKO_LOG)
-        if settings.host_key is None:
+        expected = read_host_key(settings.host_key_file) if settings.host_key_file else settings.host_key
+        if expected is None:
             client.set_missing_host_key_policy(_AcceptAnyPolicy())
             return
         name = settings.address if settings.port == 22 else f"[{settings.address}]:{settings.port}"
-        client.get_host_keys().add(name, settings.host_key.kind, settings.host_key.key)
+        client.get_host_keys().add(name, expected.kind, expected.key)
         client.set_missing_host_key_policy(paramiko.RejectPolicy())
+
+    def _keys_now(self) -> Credentials:
+        return Credentials.seen(self._settings.key_file, self._settings.host_key_file)
+
+    def changed_keys(self) -> str:
+        """Return which of the keys that this link was made with are others now; empty where none is."""
+        return self._made_with.change(self._keys_now())
 
     @property
     def alive(self) -> bool:
@@ -290,6 +313,8 @@ class Transport:
         self._why: BoxUnreachable = BoxUnreachable("not connected yet")
         self._failures = 0
         self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._closed = False
         self._supervisor: asyncio.Task[None] | None = None
         # Places for the commands, one for the probe or connect, and some for closing what hangs.
@@ -317,7 +342,7 @@ class Transport:
 
     def start(self) -> None:
         """Begin to connect, in the background."""
-        if self._settings.host_key is None:
+        if self._settings.host_key is None and self._settings.host_key_file is None:
             log.warning("the host key of the box is NOT verified (insecure flag): anyone in between can read and change everything")
         self._observer.link_state(connected=False)
         self._supervisor = asyncio.create_task(self._supervise(), name="box link")
@@ -393,6 +418,7 @@ class Transport:
             raise _NotSentError("the connection to the box is closed")
         work = asyncio.get_running_loop().run_in_executor(self._threads, link.run, call)
         self._running += 1
+        self._idle.clear()
         work.add_done_callback(self._worker_done)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -412,6 +438,8 @@ class Transport:
     def _worker_done(self, work: "asyncio.Future[Output]") -> None:
         # The place is free when the thread is, not when the caller left: threads cannot pile up.
         self._running -= 1
+        if not self._running:
+            self._idle.set()
         self._places.release()
         if not work.cancelled():
             work.exception()  # the caller may have left; nobody else asks
@@ -425,7 +453,9 @@ class Transport:
                 why = error if isinstance(error, BoxUnreachable) else BoxUnreachable(f"{type(error).__name__}: {error}")
                 self._failures += 1
                 if str(why) != str(self._why):
-                    log.warning("no link to the box", extra={"reason": str(why)})
+                    # These do not pass by themselves, and the first may mean that somebody else answers there.
+                    level = logging.ERROR if isinstance(why, HostKeyRefused | LoginRefused) else logging.WARNING
+                    log.log(level, "no link to the box", extra={"reason": str(why)})
                 self._why = why
                 self._observer.connect_attempt(succeeded=False, outage=time.monotonic() - lost)
                 self._tell()
@@ -442,12 +472,21 @@ class Transport:
                 log.info("link to the box is up")
                 self._tell()
                 self._why = await self._until_lost(link)
+                if isinstance(self._why, _KeysChanged):
+                    await self._let_end()
             finally:
                 self._link = None
                 self._observer.link_state(connected=False)
                 self._threads.submit(link.close)
             lost = time.monotonic()
             log.warning("link to the box is lost", extra={"reason": str(self._why)})
+
+    async def _let_end(self) -> None:
+        """Give nobody the link any more, and what runs on it a moment to end; what is cut off is OutcomeUnknown to its caller."""
+        self._link = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.renewal_patience):
+                await self._idle.wait()
 
     async def _connect(self) -> _Link:
         """Connect in a thread; a link that comes up after a cancellation is closed."""
@@ -468,6 +507,8 @@ class Transport:
             self._suspect.clear()
             if not link.alive:
                 return BoxUnreachable("the connection was closed")
+            if changed := await asyncio.get_running_loop().run_in_executor(self._threads, link.changed_keys):
+                return _KeysChanged(changed)
             patience = settings.session_timeout * (2 if self._running else 1)
             if not await asyncio.get_running_loop().run_in_executor(self._threads, link.probe, patience):
                 return BoxUnreachable("the box does not answer any more")
