@@ -15,6 +15,9 @@ from pythonjsonlogger.json import JsonFormatter
 
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
+AUDIT: Final = "rds.audit"
+"""The logger of the audit log: one JSON object per entry, whatever the format of the rest, on the same stream."""
+
 STRIPPED: Final = "***stripped***"
 MAX_VALUE: Final = 2048
 """Characters of one string value; the rest is cut."""
@@ -78,7 +81,13 @@ class _Json(JsonFormatter):
 
 
 class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__()
+        self._json = _Json()
+
     def format(self, record: logging.LogRecord) -> str:
+        if record.name == AUDIT:
+            return self._json.format(record)
         # A line end inside a message would let whoever chose the text write a line of their own.
         message = strip(record.getMessage()).replace("\r", "\\r").replace("\n", "\\n")
         extras = "".join(f" {key}={_value(value)}" for key, value in _extras(record).items())

@@ -27,6 +27,10 @@ class InvalidArgument(Rejected):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
+class NameRefused(InvalidArgument):
+    """A name or path of the request may not be used, whoever asks; the audit log has a kind of entry for it."""
+
+
 class NotFound(Rejected):
     """There is positive evidence that what the request names does not exist."""
 

@@ -14,8 +14,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from prometheus_client import Histogram
 
-from rds_csi.errors import Rejected, status_of
+from rds_csi.errors import NameRefused, Rejected, status_of
 from rds_csi.spec import csi_pb2
+from rds_process import audit
 from rds_process.logs import STRIPPED
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,32 @@ MAX_ITEMS: Final = 16
 
 MAX_DETAILS: Final = 4096
 """Characters of a status message: it travels in an HTTP/2 header, whose size peers bound (gRPC: 8 KiB by default)."""
+
+AUDITED: Final = {
+    "CreateVolume": ("name",),
+    "DeleteVolume": ("volume_id",),
+    "ControllerPublishVolume": ("volume_id", "node_id", "readonly"),
+    "ControllerUnpublishVolume": ("volume_id", "node_id"),
+    "ControllerExpandVolume": ("volume_id",),
+    "ControllerModifyVolume": ("volume_id",),
+    "CreateSnapshot": ("name", "source_volume_id"),
+    "DeleteSnapshot": ("snapshot_id",),
+    "NodeStageVolume": ("volume_id", "staging_target_path"),
+    "NodeUnstageVolume": ("volume_id", "staging_target_path"),
+    "NodePublishVolume": ("volume_id", "target_path", "readonly"),
+    "NodeUnpublishVolume": ("volume_id", "target_path"),
+    "NodeExpandVolume": ("volume_id", "volume_path"),
+}
+"""The calls that change something, and the fields of their requests that the audit log names."""
+
+AUDIT_NAMES: Final = {
+    "name": "asked_name",
+    "volume_id": "volume",
+    "node_id": "node",
+    "snapshot_id": "snapshot",
+    "source_volume_id": "source",
+}
+"""What the audit log calls them, where that differs."""
 
 QUIET: Final = frozenset(
     {"Probe", "GetPluginInfo", "GetPluginCapabilities", "ControllerGetCapabilities", "NodeGetCapabilities", "NodeGetVolumeStats"}
@@ -80,6 +107,27 @@ def code_name(code: Any) -> str:
     return str(code.name).title().replace("_", "")
 
 
+def audit_kind(error: BaseException) -> audit.Kind:
+    """Tell whether a call that was not admitted was refused by a decision, or something failed."""
+    if isinstance(error, NameRefused):
+        return audit.Kind.NAME_REFUSED
+    return audit.Kind.CALL_REFUSED if isinstance(error, Rejected) else audit.Kind.CALL_FAILED
+
+
+def audit_fields(name: str, request: Message | None, response: Message | None) -> dict[str, object]:
+    """Return what the audit log says of a request, and of the volume or snapshot that was made for it."""
+    asked: Any = request
+    fields = {} if asked is None else {AUDIT_NAMES.get(field, field): getattr(asked, field) for field in AUDITED[name]}
+    made: Any = response
+    if name == "CreateVolume" and made is not None:
+        fields |= {"volume": made.volume.volume_id, "bytes": made.volume.capacity_bytes}
+    if name == "CreateSnapshot" and made is not None:
+        fields |= {"snapshot": made.snapshot.snapshot_id}
+    if name.endswith("ExpandVolume") and asked is not None:
+        fields |= {"bytes": asked.capacity_range.required_bytes}
+    return fields
+
+
 class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Wraps every unary RPC of the server.
 
@@ -123,6 +171,8 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         started = self._monotonic()
         code, level = grpc.StatusCode.UNKNOWN, logging.WARNING
         request: Message | None = None
+        response: Message | None = None
+        kind = audit.Kind.CALL_FAILED
         outcome: dict[str, Any] = {}
         try:
             request = decode()
@@ -130,7 +180,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 _log.debug("call begins", extra={"method": method, "call": call_id, "request": loggable(request)})
             answer = inner(request, context)
             response = await answer if inspect.isawaitable(answer) else answer
-            code = grpc.StatusCode.OK
+            code, kind = grpc.StatusCode.OK, audit.Kind.CALL_ADMITTED
             level = logging.DEBUG if quiet else logging.INFO
             if _log.isEnabledFor(level):
                 outcome = {"response": loggable(response)}
@@ -139,6 +189,7 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             outcome = {"error": context.details()}
             raise
         except BaseException as error:
+            kind = audit_kind(error)
             code, level, details = self._judge(error, method, call_id, context)
             outcome = {"error": details}
             if not isinstance(error, Exception):
@@ -149,6 +200,10 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         finally:
             elapsed = max(0.0, self._monotonic() - started)
             self._rpcs.labels(self._driver_name, method, code_name(code)).observe(elapsed)
+            name = method.rpartition("/")[2]
+            if name in AUDITED:
+                said = {"code": code_name(code), "reason": outcome.get("error", "")}
+                audit.record(kind, method=name, call=call_id, **audit_fields(name, request, response), **said)
             if _log.isEnabledFor(level):
                 extra = {"method": method, "call": call_id, "code": code_name(code), "seconds": round(elapsed, 6)}
                 asked = {} if request is None else {"request": loggable(request)}

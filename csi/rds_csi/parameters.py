@@ -8,7 +8,7 @@ from typing import Final
 
 from rds_csi.capabilities import check_fs_type
 from rds_csi.contexts import CTRL_LOSS_TMO, INTEGER, KEEP_ALIVE_TMO, MAX_KERNEL_SECONDS, RECONNECT_DELAY
-from rds_csi.errors import InvalidArgument
+from rds_csi.errors import InvalidArgument, NameRefused
 from rds_csi.routeros.commands import FilePath
 from rds_csi.routeros.errors import InvalidName
 from rds_csi.routeros.options import check_base_path
@@ -127,9 +127,9 @@ def _volume_path(path: str, base_path: str) -> str:
     try:
         directory = FilePath(check_base_path(path))
     except (InvalidName, ValueError) as error:
-        raise InvalidArgument(f"StorageClass parameter volumePath {path[:60]!r}: {allowed}") from error
+        raise NameRefused(f"StorageClass parameter volumePath {path[:60]!r}: {allowed}") from error
     if directory != base_path and not directory.is_below(FilePath(base_path)):
-        raise InvalidArgument(f"StorageClass parameter volumePath {path[:60]!r}: {allowed}")
+        raise NameRefused(f"StorageClass parameter volumePath {path[:60]!r}: {allowed}")
     return str(directory)
 
 
@@ -183,14 +183,14 @@ def _policy(text: str) -> DualAttachPolicy:
 def _object_name(parameters: Mapping[str, str], key: str) -> str | None:
     name = parameters.get(key, "")
     if name and not is_dns_name(name):
-        raise InvalidArgument(f"parameter {key} {name[:60]!r} is not the name of a Kubernetes object")
+        raise NameRefused(f"parameter {key} {name[:60]!r} is not the name of a Kubernetes object")
     return name or None
 
 
 def _claim(parameters: Mapping[str, str]) -> ObjectReference | None:
     namespace, name = _object_name(parameters, _PVC_NAMESPACE), _object_name(parameters, _PVC_NAME)
     if namespace and ("." in namespace or len(namespace) > MAX_NAMESPACE):
-        raise InvalidArgument(f"parameter {_PVC_NAMESPACE} {namespace[:60]!r} is not the name of a namespace")
+        raise NameRefused(f"parameter {_PVC_NAMESPACE} {namespace[:60]!r} is not the name of a namespace")
     return ObjectReference(namespace=namespace, name=name) if namespace and name else None
 
 

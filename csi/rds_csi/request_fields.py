@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from rds_csi.errors import InvalidArgument
+from rds_csi.errors import InvalidArgument, NameRefused
 from rds_records.names import check_handle
 
 MAX_MAP: Final = 4096
@@ -19,7 +19,7 @@ def parse_volume_id(volume_id: str) -> str:
     try:
         return check_handle(volume_id)
     except ValueError as error:
-        raise InvalidArgument(str(error)) from error
+        raise NameRefused(str(error)) from error
 
 
 def check_map(name: str, entries: Mapping[str, str]) -> dict[str, str]:

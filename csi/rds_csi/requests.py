@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from rds_csi.capabilities import Capability, Unsupported, combine, parse_capabilities, parse_capability
-from rds_csi.errors import Aborted, InvalidArgument, NotFound, OutOfRange, ResourceExhausted
+from rds_csi.errors import Aborted, InvalidArgument, NameRefused, NotFound, OutOfRange, ResourceExhausted
 from rds_csi.parameters import VolumeParameters, parse_mutable_parameters, parse_parameters
 from rds_csi.request_fields import check_map, parse_volume_id
 from rds_csi.sizes import SizeOutOfRange, exact_size
@@ -166,7 +166,7 @@ def create_volume(request: csi_pb2.CreateVolumeRequest, *, base_path: str) -> Cr
     except SizeOutOfRange as error:
         raise OutOfRange(str(error)) from error
     if not _NAME.fullmatch(request.name):
-        raise InvalidArgument(f"name {request.name[:140]!r} is not valid: 1 to {MAX_STRING} letters, digits and inner ._-")
+        raise NameRefused(f"name {request.name[:140]!r} is not valid: 1 to {MAX_STRING} letters, digits and inner ._-")
     source = _content_source(request)
     if not is_met(request.accessibility_requirements):
         raise ResourceExhausted(f"accessibility_requirements: volumes are in {TOPOLOGY} only, which is none of the requisite")
@@ -194,7 +194,7 @@ def create_snapshot(request: csi_pb2.CreateSnapshotRequest) -> CreateSnapshot:
     if not request.source_volume_id:
         raise InvalidArgument("source_volume_id is missing")
     if not _NAME.fullmatch(request.name):
-        raise InvalidArgument(f"name {request.name[:140]!r} is not valid: 1 to {MAX_STRING} letters, digits and inner ._-")
+        raise NameRefused(f"name {request.name[:140]!r} is not valid: 1 to {MAX_STRING} letters, digits and inner ._-")
     handle = parse_volume_id(request.source_volume_id)
     check_map("parameters", request.parameters)
     check_map("secrets", request.secrets)
@@ -347,4 +347,4 @@ def _node(node_id: str) -> str:
     try:
         return check_node_name(node_id)
     except ValueError as error:
-        raise InvalidArgument(str(error)) from error
+        raise NameRefused(str(error)) from error

@@ -13,6 +13,7 @@ import asyncssh
 import pytest
 
 from tests.mounted_secret import MountedSecret
+from tests.ring.api import Object
 from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator, Served, Shim
 from tests.ring.rpc import Csi
@@ -43,6 +44,11 @@ def errors_of(program: Served) -> list[str]:
     return [line.get("reason", line["message"]) for line in logged if line["level"] in {"error", "critical"}]
 
 
+def audit_of(program: Served) -> list[Object]:
+    """Return the entries of its audit log."""
+    return [json.loads(line) for line in program.output().splitlines() if '"logger": "rds.audit"' in line]
+
+
 @pytest.mark.requirement("R59")
 def test_controller_and_operator_take_up_a_secret_that_changes_and_refuse_one_that_does_not_fit(
     installed: ControlPlane, own_box: SimulatedBox, tmp_path: Path
@@ -68,6 +74,13 @@ def test_controller_and_operator_take_up_a_secret_that_changes_and_refuse_one_th
             handle = csi.create(f"pvc-{uuid4()}").volume_id
             assert handle in own_box.disks()
             csi.delete(handle)
+        assert {"call.admitted", "box.changed", "host_key.refused"} <= {line["audit"] for line in audit_of(shim)}
+        assert {line["method"] for line in audit_of(shim) if line["audit"] == "call.admitted"} == {"CreateVolume", "DeleteVolume"}
+        changed = [line["command"] for line in audit_of(shim) if line["audit"] == "box.changed"]
+        assert all(
+            any(handle in command and command.startswith(verb) for command in changed) for verb in ("/disk add", "/disk remove")
+        )
+        assert {line["audit"] for line in audit_of(both[1])} == {"host_key.refused"}
 
         assert [program.pid for program in both] == lives
         assert all(program.running for program in both)

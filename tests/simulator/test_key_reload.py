@@ -11,6 +11,7 @@ import asyncssh
 import pytest
 
 from rds_csi.routeros import BoxUnreachable, HostKeyRefused, LoginRefused, OutcomeUnknown, Transport
+from rds_process.logs import AUDIT
 from tests.mounted_secret import MountedSecret
 from tests.simulator import SimulatedBox
 from tests.simulator.conftest import Client, client_of, spec, within
@@ -43,6 +44,11 @@ async def linked(own: SimulatedBox, secret: MountedSecret) -> AsyncIterator[Clie
 
 def good(box: SimulatedBox) -> dict[str, bytes | str]:
     return {PRIVATE: box.private_key.read_bytes(), HOST: box.host_key}
+
+
+def audited(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, str]]:
+    fields = [record.__dict__ for record in caplog.records if record.name == AUDIT]
+    return [(one["audit"], one["box"], one["reason"]) for one in fields]
 
 
 def another_host_key() -> str:
@@ -86,6 +92,7 @@ async def test_a_link_does_not_outlive_the_host_key_that_it_was_made_with(
     assert own.received() == []
     loud = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [record.__dict__["reason"] for record in loud] == [str(trouble)], "once, however often it is tried"
+    assert audited(caplog) == [("host_key.refused", f"{own.address}:{own.port}", str(trouble))]
     secret.put(good(own))
     await until(lambda: transport.connected)
     assert watched.states[-1]
@@ -98,6 +105,7 @@ async def test_a_link_does_not_outlive_the_private_key_that_it_was_made_with(
     secret.put({**good(own), PRIVATE: another_private_key()})
     assert isinstance(await refused(transport), LoginRefused)
     assert any(record.levelno == logging.ERROR and "refuses user" in record.__dict__["reason"] for record in caplog.records)
+    assert [kind for kind, _, _ in audited(caplog)] == ["login.refused"]
     assert "PRIVATE KEY" not in caplog.text
     secret.put(good(own))
     await until(lambda: transport.connected)

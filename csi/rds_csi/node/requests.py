@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rds_csi.capabilities import Capability, parse_capability
-from rds_csi.errors import InvalidArgument
+from rds_csi.errors import InvalidArgument, NameRefused
 from rds_csi.node.decisions import ExpandWanted, StageWanted
 from rds_csi.node.filesystems import fs_type_for, publish_options, stage_options
 from rds_csi.node.nvme import target_for
@@ -155,12 +155,12 @@ def _given(name: str, path: str) -> str:
     if not path:
         raise InvalidArgument(f"{name} is missing")
     if "\0" in path or len(path.encode()) > MAX_PATH:
-        raise InvalidArgument(f"{name} {path[:120]!r} is no path")
+        raise NameRefused(f"{name} {path[:120]!r} is no path")
     return path
 
 
 def _path(name: str, path: str) -> str:
     _given(name, path)
     if not path.startswith("/") or any(part in {"", ".", ".."} for part in path.rstrip("/").split("/")[1:]) or path == "/":
-        raise InvalidArgument(f"{name} {path[:120]!r} is not absolute, or has an empty, '.' or '..' part")
+        raise NameRefused(f"{name} {path[:120]!r} is not absolute, or has an empty, '.' or '..' part")
     return path.rstrip("/")

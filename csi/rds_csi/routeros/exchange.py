@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from rds_csi.routeros import parser
-from rds_csi.routeros.errors import BoxUnreachable, MalformedAnswer, NoSuchItem, OutcomeUnknown
+from rds_csi.routeros.errors import BoxUnreachable, CommandFailed, MalformedAnswer, NoSuchItem, OutcomeUnknown
 from rds_csi.routeros.parser import Entry, Output
+from rds_process import audit
 
 READ_ATTEMPTS = 3
 
@@ -36,8 +37,19 @@ async def count(runner: Runner, command: str, numbers: int, deadline: float) -> 
 
 
 async def change(runner: Runner, command: str, deadline: float) -> None:
-    """Change something; what counts is what is read afterwards."""
-    parser.expect_silence(await runner.run(command, deadline=deadline))
+    """Change something; what counts is what is read afterwards. Each is in the audit log, unless it never left."""
+    try:
+        parser.expect_silence(await runner.run(command, deadline=deadline))
+    except BoxUnreachable:
+        raise
+    except CommandFailed as error:
+        audit.record(audit.Kind.BOX_REFUSED, command=command, reason=str(error))
+        raise
+    except BaseException as error:
+        # The caller's leaving is no sign that the box did not do it.
+        audit.record(audit.Kind.BOX_UNKNOWN, command=command, reason=str(error) or type(error).__name__)
+        raise
+    audit.record(audit.Kind.BOX_CHANGED, command=command)
 
 
 async def remove(runner: Runner, command: str, deadline: float) -> OutcomeUnknown | NoSuchItem | None:

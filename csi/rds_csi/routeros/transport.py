@@ -38,6 +38,7 @@ from rds_csi.routeros.errors import (
 )
 from rds_csi.routeros.hostkey import HostKey, fingerprint
 from rds_csi.routeros.parser import Output
+from rds_process import audit
 
 log = logging.getLogger(__name__)
 PARAMIKO_LOG = f"{__name__}.paramiko"
@@ -456,6 +457,7 @@ class Transport:
                     # These do not pass by themselves, and the first may mean that somebody else answers there.
                     level = logging.ERROR if isinstance(why, HostKeyRefused | LoginRefused) else logging.WARNING
                     log.log(level, "no link to the box", extra={"reason": str(why)})
+                    _audit_refusal(self._settings, why)
                 self._why = why
                 self._observer.connect_attempt(succeeded=False, outage=time.monotonic() - lost)
                 self._tell()
@@ -512,6 +514,12 @@ class Transport:
             patience = settings.session_timeout * (2 if self._running else 1)
             if not await asyncio.get_running_loop().run_in_executor(self._threads, link.probe, patience):
                 return BoxUnreachable("the box does not answer any more")
+
+
+def _audit_refusal(settings: Settings, why: BoxUnreachable) -> None:
+    if isinstance(why, HostKeyRefused | LoginRefused):
+        kind = audit.Kind.HOST_KEY_REFUSED if isinstance(why, HostKeyRefused) else audit.Kind.LOGIN_REFUSED
+        audit.record(kind, box=f"{settings.address}:{settings.port}", user=settings.user, reason=str(why))
 
 
 def _close_late_link(work: "asyncio.Future[_Link]") -> None:
