@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import base64
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
 import urllib3
+import yaml
 
 from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import COMMANDS, Metrics
@@ -40,11 +41,17 @@ class NodePlugin:
         self.guest = guest
         folder = guest.share / "plugin" / guest.name
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(plane.kubeconfig_for(NAMESPACE, NODE, through=FromGuests(plane)), folder / "kubeconfig")
+        there = SHARE / folder.relative_to(guest.share)
+        config = yaml.safe_load(plane.kubeconfig_for(NAMESPACE, NODE, through=FromGuests(plane)).read_text())
+        for cluster in (entry["cluster"] for entry in config["clusters"]):
+            # As a file, as a pod's account has it: inlined, it would be written to a temporary folder, which a pod has not.
+            (folder / "ca.crt").write_bytes(base64.b64decode(cluster.pop("certificate-authority-data")))
+            cluster["certificate-authority"] = str(there / "ca.crt")
+        (folder / "kubeconfig").write_text(yaml.safe_dump(config))
         self.process = guest.process(
             "rds-csi-node",
             [COMMANDS / "rds-csi", "node", f"--node-id={guest.name}", f"--metrics-address=:{METRICS_PORT}", *extra],
-            env={"KUBECONFIG": str(SHARE / folder.relative_to(guest.share) / "kubeconfig")},
+            env={"KUBECONFIG": str(there / "kubeconfig")},
         )
         self._bridge = guest.process("bridge", [sys.executable, "-I", BRIDGE, str(CSI_PORT), SOCKET])
         self.endpoint = f"{LOOPBACK}:{guest.ports[CSI_PORT]}"
