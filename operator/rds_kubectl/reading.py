@@ -152,11 +152,11 @@ class Reader:
 
 
 def vmi_of(record: Record | None) -> ObjectReference | None:
-    """Return the VM that uses the volume, or that the open window is about."""
+    """Return the VM that uses the volume, or that the open or else the last window is about: the operator may not have said it yet."""
     if record is None:
         return None
-    window = record.status.migration
-    return record.status.vmi or (window.vmi if window else None)
+    windows = (*record.status.history[-1:], *([record.status.migration] if record.status.migration else []))
+    return record.status.vmi or next((window.vmi for window in reversed(windows) if window.vmi), None)
 
 
 def lease_path(namespace: str, name: str = "rds-operator") -> str:
