@@ -152,7 +152,7 @@ class Reader:
 
 
 def vmi_of(record: Record | None) -> ObjectReference | None:
-    """Return the VM that uses the volume, or that the open or else the last window is about: the operator may not have said it yet."""
+    """Return the VM that uses the volume, else that of the open or the last window: the operator may not have said it yet."""
     if record is None:
         return None
     windows = (*record.status.history[-1:], *([record.status.migration] if record.status.migration else []))
