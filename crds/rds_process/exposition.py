@@ -14,6 +14,14 @@ from prometheus_client.exposition import choose_encoder
 Readiness = tuple[bool, dict[str, object]]
 """Whether the process can do its work, and what is to be told about it."""
 
+Alive = Callable[[], str | Awaitable[str]]
+"""Why the process should be started anew; empty while it works. What is away does not count: a restart does not bring it back."""
+
+
+def working() -> str:
+    """Find nothing wrong: for a process whose event loop is all that can get stuck."""
+    return ""
+
 
 def parse_address(address: str) -> tuple[str | None, int]:
     """Return host and port of ``HOST:PORT``, ``[IPv6]:PORT`` or ``:PORT`` (host None: every interface); raises ValueError."""
@@ -30,12 +38,15 @@ async def serve(
     registry: CollectorRegistry,
     ready: Callable[[], Readiness | Awaitable[Readiness]],
     refresh: Callable[[], Awaitable[None]] | None = None,
+    alive: Alive = working,
 ) -> AsyncIterator[tuple[str, int] | None]:
     """Serve until left; yields where it listens, and serves nothing where ``address`` is empty.
 
-    A scrape reads memory only; before it ``refresh`` may bring that up to date, and bounds its own time. ``/healthz`` says that the
-    process answers; ``/readyz`` says what ``ready`` says, which bounds its own time, too. Raises ValueError for a malformed address
-    and OSError where it cannot be listened at.
+    A scrape reads memory only; before it ``refresh`` may bring that up to date, and bounds its own time. ``/healthz`` says what
+    ``alive`` says, ``/readyz`` what ``ready`` says; both bound their own time, too. All of it is served by the event loop that does
+    the process's work, on purpose: a loop that is stuck does not answer.
+
+    Raises ValueError for a malformed address and OSError where it cannot be listened at.
     """
     if not address:
         yield None
@@ -51,7 +62,9 @@ async def serve(
         return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
     async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        answer = alive()
+        trouble = await answer if inspect.isawaitable(answer) else answer
+        return web.Response(status=503 if trouble else 200, text=f"{trouble or 'ok'}\n")
 
     async def readyz(_: web.Request) -> web.Response:
         answer = ready()

@@ -18,6 +18,7 @@ from rds_csi.expansions import Expansions
 from rds_csi.fence import Fence, FenceWatch
 from rds_csi.identity import Identity, Readiness
 from rds_csi.interceptors import RpcInterceptor
+from rds_csi.liveness import trouble_of
 from rds_csi.metrics import BoxLink, ShimMetrics
 from rds_csi.migration_evidence import MigrationEvidence
 from rds_csi.node import node_events
@@ -214,7 +215,12 @@ async def _serve(
     served = [Identity(settings.driver_name, version("rds-csi"), ready), *servicers]
     interceptor = RpcInterceptor(rpcs, driver_name=settings.driver_name, methods=served_methods(served))
     server = CsiServer(settings.endpoint, served, [interceptor])
-    async with exposition.serve(settings.metrics_address, registry, readiness, refresh) as listening:
+
+    async def alive() -> str:
+        # Before and after it serves, nobody may take it for stuck.
+        return await trouble_of(server.target) if server.serving else ""
+
+    async with exposition.serve(settings.metrics_address, registry, readiness, refresh, alive) as listening:
         if listening:
             _log.info("metrics", extra={"host": listening[0], "port": listening[1]})
         await server.start()

@@ -100,6 +100,13 @@ class Server:
             put(self._server)
         self.port: int | None = None
         """Of a TCP endpoint, once started."""
+        self.serving = False
+        """Whether new calls are taken."""
+
+    @property
+    def target(self) -> str:
+        """Where a client of the same machine reaches it, as gRPC takes it; of a TCP endpoint once it is started."""
+        return self._endpoint.address if self._endpoint.path else f"{self._endpoint.address.rpartition(':')[0]}:{self.port}"
 
     async def start(self) -> None:
         """Listen; a socket that a dead process left is removed first. Raises OSError where that cannot be."""
@@ -111,10 +118,12 @@ class Server:
             raise OSError(f"cannot listen at {self._endpoint.address}: {error}") from error
         self.port = None if self._endpoint.path else port
         await self._server.start()
+        self.serving = True
         _log.info("serving", extra={"endpoint": self._endpoint.address, "port": self.port})
 
     async def stop(self, grace: float = DRAIN_SECONDS) -> None:
         """Take no new calls, give those in flight ``grace`` seconds, cancel what is left, and remove the socket."""
+        self.serving = False
         await self._server.stop(grace)
         if self._endpoint.path:
             with suppress(OSError):

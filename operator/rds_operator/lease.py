@@ -152,12 +152,23 @@ class Leadership:
         self._lease: dict[str, Any] = {}
         self._renewed = monotonic()
         self._answered: float | None = None
+        self._turned = monotonic()
         self.leading = False
 
     @property
     def silence(self) -> float | None:
         """Seconds since the API server last answered; None where it never did."""
         return None if self._answered is None else self._monotonic() - self._answered
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the lease was last tried for or renewed, in vain or not."""
+        return self._monotonic() - self._turned
+
+    @property
+    def longest_idle(self) -> float:
+        """More seconds than that ever takes while this works, whatever the API server does."""
+        return 2 * (self._timing.retry_period + self._timing.request_timeout + self._timing.duration)
 
     @property
     def holder(self) -> str:
@@ -168,6 +179,7 @@ class Leadership:
         """Return when this replica holds the lease; trouble with the API server is waited out."""
         trouble = ""
         while True:
+            self._turned = self._monotonic()
             try:
                 async with asyncio.timeout(self._timing.request_timeout):
                     if await self._try():
@@ -211,6 +223,7 @@ class Leadership:
     async def keep(self) -> NoReturn:
         """Renew until the lease is lost; raises LeaseLost."""
         while True:
+            self._turned = self._monotonic()
             await self._sleep(max(0.0, min(self._timing.retry_period, self._left())))
             left = self._left()
             if left <= 0:

@@ -173,6 +173,11 @@ class Operator:
         }
         return ready, detail
 
+    def alive(self) -> str:
+        """Tell what is stuck: tasks that end, end the process, and the Lease's is the one that never rests for long."""
+        idle = self.leadership.idle
+        return f"the Lease was not tried for in {idle:.0f} s" if idle > self.leadership.longest_idle else ""
+
     async def run(self, stop: asyncio.Event) -> None:
         """Wait for the lease, be active until told to stop; raises whatever ended kopf. A lost lease ends the process at once."""
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -250,5 +255,8 @@ async def live(settings: Settings) -> None:
     stop = asyncio.Event()
     _on_signals(stop.set)
     operator = Operator(settings, await load_configuration(settings.kubeconfig))
-    async with operator.api, serve(settings.metrics_address, operator.metrics.registry, operator.readiness):
+    async with (
+        operator.api,
+        serve(settings.metrics_address, operator.metrics.registry, operator.readiness, alive=operator.alive),
+    ):
         await operator.run(stop)

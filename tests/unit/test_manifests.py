@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from rds_csi.cli import read
+from rds_csi.liveness import ANSWER_SECONDS
 from rds_csi.server import parse_endpoint
 from rds_csi.settings import NodeSettings
 from tests.ring.installation import BASE, resources
@@ -56,6 +57,11 @@ def test_only_the_node_reaches_out_of_its_container() -> None:
 
 def test_every_container_of_ours_has_a_liveness_and_a_readiness_probe() -> None:
     assert [name for name, container in containers() if not {"livenessProbe", "readinessProbe"} <= container.keys()] == []
+
+
+def test_a_process_has_the_time_to_say_that_it_works() -> None:
+    probes = [container["livenessProbe"] for _, container in containers()]
+    assert [probe for probe in probes if probe["timeoutSeconds"] <= ANSWER_SECONDS] == []
 
 
 @pytest.mark.parametrize(

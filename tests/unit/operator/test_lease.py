@@ -253,3 +253,25 @@ async def test_acquiring_outlasts_any_trouble() -> None:
     holder = replica(server.client(), Time(), "a")
     await holder.acquire()
     assert holder.leading
+
+
+@pytest.mark.requirement("R20")
+async def test_a_replica_that_goes_on_is_never_idle_for_long_and_one_that_is_stuck_is() -> None:
+    server = with_faults(ApiServer(), [Fault.LOST_REQUEST] * 30)
+    time = Time()
+    holder = replica(server.client(), time, "a")
+    idle: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        await time.sleep(seconds)
+        idle.append(holder.idle)
+
+    holder._sleep = sleep
+    await holder.acquire()
+    keeping = asyncio.create_task(holder.keep())
+    while len(idle) < 50:  # noqa: ASYNC110 no time passes
+        await asyncio.sleep(0)
+    assert 0 < max(idle) < holder.longest_idle / 2
+    keeping.cancel()
+    time.now += holder.longest_idle + 1
+    assert holder.idle > holder.longest_idle

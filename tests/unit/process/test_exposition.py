@@ -50,6 +50,18 @@ async def test_process_is_alive_while_it_is_not_ready() -> None:
         assert '"box": "ok"' in text
 
 
+@pytest.mark.requirement("R20")
+@pytest.mark.parametrize("trouble", ["", "Probe is not answered"])
+async def test_a_process_that_is_stuck_says_so_whether_it_is_ready_or_not(trouble: str) -> None:
+    async def alive() -> str:
+        return trouble
+
+    for answer in (alive, lambda: trouble):
+        async with serve(LOCAL, CollectorRegistry(), fine, alive=answer) as address:
+            status, _, text = await get(address, "/healthz")
+            assert (status, text) == ((503, f"{trouble}\n") if trouble else (200, "ok\n"))
+
+
 async def test_ready_process_says_so_with_detail() -> None:
     async with serve(LOCAL, CollectorRegistry(), fine) as address:
         status, _, text = await get(address, "/readyz")
