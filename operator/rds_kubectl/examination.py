@@ -183,4 +183,4 @@ def access(wanted: Sequence[Right], missing: Iterable[Right]) -> Iterator[Check]
 
 def unknown(name: str, why: str) -> Check:
     """Return the check that could not be made."""
-    return Check(name, State.UNKNOWN, why, "ask somebody who may look, or bind the ClusterRole rds-csi-doctor to yourself")
+    return Check(name, State.UNKNOWN, why, "ask somebody who may look, or bind ClusterRole and Role rds-csi-doctor to yourself")

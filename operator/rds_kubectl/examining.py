@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from importlib.metadata import version
 from typing import Any, Final
 
-from rds_kubectl import examination
+from rds_kubectl import box_examination, examination, workloads
 from rds_kubectl.examination import Check, Examination
 from rds_kubectl.installation import Right, definition, rights, shipped
 from rds_kubectl.reading import NODES_PATH, lease_path
+from rds_kubectl.workloads import CONTROLLER, KINDS, OPERATOR, Workload
+from rds_process.version import DISTRIBUTION
+from rds_records.box_report import CONFIG_MAP
 from rds_records.kubernetes_api import ApiError, KubernetesApi, ObjectNotFound
 from rds_records.names import API_GROUP, PLURAL
 
@@ -24,7 +29,7 @@ _CSI_NODES: Final = "/apis/storage.k8s.io/v1/csinodes"
 
 async def examine(api: KubernetesApi, *, driver: str, installation: str) -> Examination:
     """Return all checks. Raises ApiError where the API server does not answer at all; what it forbids is a check of its own."""
-    version = await api.get("/version")
+    server = await api.get("/version")
     objects = list(shipped())
     csi_driver = next(body for body in objects if body["kind"] == "CSIDriver")
 
@@ -38,8 +43,23 @@ async def examine(api: KubernetesApi, *, driver: str, installation: str) -> Exam
         (nodes, _), (csi_nodes, _) = await asyncio.gather(api.list(NODES_PATH), api.list(_CSI_NODES))
         return [examination.registrations({node["metadata"]["name"]: node for node in nodes}, csi_nodes, driver)]
 
-    async def of_operator() -> Sequence[Check]:
-        return [examination.operator(await _find(api, lease_path(installation)), api.clock.now(), installation)]
+    async def of_operator_and_box() -> Sequence[Check]:
+        templates, checks = await _workloads(api, installation)
+        lease: dict[str, Any] | None = None
+        try:
+            lease = await _find(api, lease_path(installation))
+            checks = [examination.operator(lease, api.clock.now(), installation), *checks]
+        except ApiError as error:
+            checks = [examination.unknown("Operator", str(error)), *checks]
+        mode = templates[CONTROLLER].option("--snapshot-backend") if CONTROLLER in templates else None
+        address = templates[OPERATOR].option("--rds-address") if OPERATOR in templates else None
+
+        async def of_box() -> Sequence[Check]:
+            found = await _find(api, f"/api/v1/namespaces/{installation}/configmaps/{CONFIG_MAP}")
+            watched = None if address is None else address != ""
+            return box_examination.box(found, lease, api.clock.now(), mode=mode, watched=watched)
+
+        return [*checks, *await _attempt(box_examination.SSH, of_box)]
 
     async def of_kubevirt() -> Sequence[Check]:
         return [examination.kubevirt(await _find(api, "/apis/kubevirt.io"))]
@@ -52,12 +72,31 @@ async def examine(api: KubernetesApi, *, driver: str, installation: str) -> Exam
         _attempt("Record definition", of_definition),
         _attempt("CSIDriver", of_csi_driver),
         _attempt("Nodes", of_nodes),
-        _attempt("Operator", of_operator),
+        of_operator_and_box(),
         _attempt("KubeVirt", of_kubevirt),
         _attempt("Rights", of_rights),
     )
-    first = [examination.api_server(version), examination.clock(api.clock.disagreement())]
+    first = [examination.api_server(server), examination.clock(api.clock.disagreement())]
     return Examination([*first, *(check for group in groups for check in group)])
+
+
+async def _workloads(api: KubernetesApi, installation: str) -> tuple[dict[str, Workload], list[Check]]:
+    """Return the three programs' workloads that could be read, and what is to be said of them and of those that could not."""
+    known: dict[str, Workload] = {}
+
+    async def look(name: str) -> Sequence[Check]:
+        path = f"/apis/apps/v1/namespaces/{installation}/{KINDS[name].lower()}s/{name}"
+        known[name] = Workload(name, await _find(api, path))
+        return [workloads.running(known[name], installation)]
+
+    groups = await asyncio.gather(*(_attempt(f"{kind} {name}", partial(look, name)) for name, kind in KINDS.items()))
+    checks = [check for group in groups for check in group]
+    if known:
+        in_order = [known[name] for name in KINDS if name in known]
+        checks.append(workloads.versions(in_order, version(DISTRIBUTION)))
+    if CONTROLLER in known and OPERATOR in known:
+        checks += workloads.configuration(known[CONTROLLER], known[OPERATOR])
+    return known, checks
 
 
 async def missing_rights(api: KubernetesApi, wanted: Sequence[Right], installation: str) -> list[Right]:

@@ -73,7 +73,7 @@ class BoxWatch:
         self._monotonic = monotonic
         self._availability = Availability(base_path)
         self._began: float | None = None
-        self._failing: dict[str, str] = {}
+        self._failing: dict[str, BoxError] = {}
         self._unreachable: BoxUnreachable | None = None
 
     async def run(self) -> NoReturn:
@@ -104,8 +104,12 @@ class BoxWatch:
         pool = await self._ask("pool", lambda deadline: self._box.capacity(self._base_path.mount_point, deadline=deadline))
         health = await self._ask("health", lambda deadline: self._box.health(deadline=deadline))
         slots = self._measured(pool.slot if pool else "", disks or ())
-        traffic = await self._ask("traffic", lambda deadline: self._box.traffic(slots, deadline=deadline)) if slots else None
-        return Sighting(disks, files, pool, health, traffic)
+        if slots:
+            traffic = await self._ask("traffic", lambda deadline: self._box.traffic(slots, deadline=deadline))
+        else:
+            traffic = None
+            self._failing.pop("traffic", None)
+        return Sighting(disks, files, pool, health, traffic, dict(self._failing))
 
     async def _ask(self, what: str, question: Callable[[float], Awaitable[T]]) -> T | None:
         try:
@@ -115,9 +119,9 @@ class BoxWatch:
             answer = await question(self._monotonic() + ANSWER_SECONDS)
         except BoxError as error:
             self._unreachable = error if isinstance(error, BoxUnreachable) else None
-            if self._failing.get(what) != str(error):
+            if str(self._failing.get(what)) != str(error):
                 logger.warning("the box does not tell its %s: %s", what, error)
-            self._failing[what] = str(error)
+            self._failing[what] = error
             return None
         if self._failing.pop(what, None):
             logger.info("the box tells its %s again", what)

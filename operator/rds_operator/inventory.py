@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from rds_csi.routeros import Capacity, Disk, File, Sensor, Traffic
+from rds_csi.routeros import BoxError, Capacity, Disk, File, Sensor, Traffic
 from rds_records.record import Record, Target
 
 AVAILABLE: Final = "Available"
@@ -36,6 +36,8 @@ class Sighting:
     pool: Capacity | None = None
     health: Mapping[str, Sensor] | None = None
     traffic: Mapping[str, Traffic] | None = None
+    failed: Mapping[str, BoxError] = field(default_factory=dict, compare=False)
+    """Why there is no answer, by what was asked for."""
 
     @property
     def complete(self) -> bool:

@@ -20,8 +20,10 @@ from rds_csi.routeros import Settings as BoxSettings
 from rds_operator import handlers
 from rds_operator.active import ActiveOperator
 from rds_operator.box_metrics import BoxGauges
+from rds_operator.box_reporting import BoxReporter
 from rds_operator.box_watch import BoxWatch
 from rds_operator.claims import Claims
+from rds_operator.config_maps import OwnConfigMap
 from rds_operator.events import COMPONENT
 from rds_operator.inventory import Inventory
 from rds_operator.lease import Leadership, LeaseLost, Timing
@@ -34,6 +36,7 @@ from rds_operator.suspects import SuspectStore
 from rds_operator.timeouts import Deadlines, WindowAges
 from rds_operator.waiting import WaitingNodes
 from rds_process.exposition import Readiness, serve
+from rds_records import box_report
 from rds_records.clock import ServerClock
 from rds_records.events import EventRecorder
 from rds_records.imports import DEFAULT_BASE_PATH
@@ -116,7 +119,9 @@ class Operator:
         )
         self.migrations = MigrationFollower(self.api, self.api, store, clock, self.memory.get)
         self.transport = Transport(settings.box) if settings.box else None
-        self.box_watch = self._watch_box(self.transport, store, recorder, clock) if self.transport else None
+        self.box_watch: BoxWatch | None = None
+        if settings.box and self.transport:
+            self.box_watch = self._watch_box(settings.box, self.transport, store, recorder, clock)
         self.active = ActiveOperator(
             self.api,
             self.memory,
@@ -124,7 +129,9 @@ class Operator:
             (self.reporter, self.migrations, WaitingNodes(self.api, clock, driver=settings.driver_name)),
         )
 
-    def _watch_box(self, transport: Transport, store: RecordStore, recorder: EventRecorder | None, clock: ServerClock) -> BoxWatch:
+    def _watch_box(
+        self, box: BoxSettings, transport: Transport, store: RecordStore, recorder: EventRecorder | None, clock: ServerClock
+    ) -> BoxWatch:
         settings, inventory, base_path = self.settings, Inventory(), FilePath(self.settings.base_path)
         orphans = OrphanWatch(
             base_path,
@@ -135,6 +142,14 @@ class Operator:
             grace=settings.orphan_grace,
             interval=settings.inventory_interval,
             count=self.metrics.count_event,
+        )
+        reporter = BoxReporter(
+            transport,
+            box,
+            base_path,
+            OwnConfigMap(self.api, settings.namespace, box_report.CONFIG_MAP),
+            operator=settings.identity,
+            interval=settings.inventory_interval,
         )
         self.metrics.registry.register(BoxGauges(inventory, base_path.mount_point))
         self.metrics.registry.register(OrphanGauges(orphans))
@@ -147,7 +162,7 @@ class Operator:
             clock,
             interval=settings.inventory_interval,
             every_disk=settings.every_disk,
-            observers=(orphans,),
+            observers=(orphans, reporter),
         )
 
     async def _keep_watching_box(self) -> None:

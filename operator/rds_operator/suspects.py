@@ -6,31 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Final
 
+from rds_operator.config_maps import ObjectApi, OwnConfigMap
 from rds_operator.orphans import Kind, Suspect, Thing
-from rds_records.kubernetes_api import ObjectNotFound, WriteConflict
 
 CONFIG_MAP: Final = "rds-operator-orphans"
 KEY: Final = "suspects.json"
 MOST_BYTES: Final = 900_000
 """So much of the suspects is kept, the oldest first: a ConfigMap holds 1 MiB."""
-
-
-class ObjectApi(Protocol):
-    """What is needed of the API server (``KubernetesApi`` has it)."""
-
-    async def get(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Return an object."""
-        ...
-
-    async def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Create an object."""
-        ...
-
-    async def replace(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace an object at the version that was read."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +26,16 @@ class SuspectStore:
 
     async def load(self) -> dict[str, Suspect]:
         """Return the suspects by name; none where the ConfigMap does not exist. Raises ApiError, and ValueError for garbage."""
-        try:
-            body = await self.api.get(self._path)
-        except ObjectNotFound:
-            return {}
-        return decode((body.get("data") or {}).get(KEY, "[]"))
+        body = await self._kept.read()
+        return {} if body is None else decode((body.get("data") or {}).get(KEY, "[]"))
 
     async def save(self, suspects: Mapping[str, Suspect]) -> None:
         """Write the suspects over whatever is there: only the active operator writes. Raises ApiError."""
-        data = {KEY: encode(suspects)}
-        try:
-            body = await self.api.get(self._path)
-        except ObjectNotFound:
-            metadata = {"name": CONFIG_MAP, "namespace": self.namespace, "labels": {"app.kubernetes.io/part-of": "rds-csi"}}
-            try:
-                await self.api.create(
-                    self._collection, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
-                )
-            except WriteConflict:
-                return  # another operator has just made it; the next round writes again
-            return
-        await self.api.replace(self._path, {**body, "data": data})
+        await self._kept.write({KEY: encode(suspects)})
 
     @property
-    def _collection(self) -> str:
-        return f"/api/v1/namespaces/{self.namespace}/configmaps"
-
-    @property
-    def _path(self) -> str:
-        return f"{self._collection}/{CONFIG_MAP}"
+    def _kept(self) -> OwnConfigMap:
+        return OwnConfigMap(self.api, self.namespace, CONFIG_MAP)
 
 
 def encode(suspects: Mapping[str, Suspect]) -> str:

@@ -55,6 +55,10 @@ class Plugin:
         """Return what ``status`` says is wrong with a volume, by kind."""
         return {one["kind"]: one for one in self.json("status")["findings"] if one["volume"] == handle}
 
+    def checks(self, *arguments: str) -> dict[str, Object]:
+        """Return the checks of ``doctor`` by their names."""
+        return {one["name"]: one for one in self.json("doctor", *arguments)["checks"]}
+
     def watching(self, *arguments: str) -> Process:
         """Return a process that goes on; its log has what it prints."""
         log = self._plane.logs / f"plugin-{os.urandom(4).hex()}.log"

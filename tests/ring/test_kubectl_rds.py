@@ -270,41 +270,6 @@ def test_whoever_only_looks_cannot_release(viewer: Plugin, cluster: Cluster, hel
     cluster.wait_attached(volume.handle, node)
 
 
-# Doctor
-
-
-def checks(plugin: Plugin, *arguments: str) -> dict[str, str]:
-    """Return the state of each check by its name."""
-    return {one["name"]: one["state"] for one in plugin.json("doctor", *arguments)["checks"]}
-
-
-@pytest.fixture(scope="module")
-def physician(installed: ControlPlane) -> Plugin:
-    return Plugin(installed, VIEWER, DOCTOR)
-
-
-@pytest.mark.usefixtures("operator")
-def test_an_installation_with_what_is_shipped_is_found_well(physician: Plugin, cluster: Cluster) -> None:
-    cluster.make_node()
-    states = eventually("the operator is active", lambda: found if (found := checks(physician))["Operator"] == "ok" else None)
-    names = ("API server", "Clock", "Record definition", "CSIDriver", "Nodes", "Rights rds-csi-controller", "Rights rds-operator")
-    assert {name: states[name] for name in names} == dict.fromkeys(names, "ok")
-
-
-def test_accounts_without_their_rights_and_a_missing_operator_are_found(physician: Plugin) -> None:
-    states = checks(physician, "--driver-namespace=elsewhere")
-    assert {states[name] for name in ("Operator", "Rights rds-csi-controller", "Rights rds-operator")} <= {"WRONG", "unknown"}
-    assert states["Rights rds-operator"] == "WRONG"
-    assert "rds-operator may not" in physician.page("doctor", "--driver-namespace=elsewhere")
-
-
-def test_whoever_may_not_look_is_told_so_and_nothing_is_called_well(installed: ControlPlane) -> None:
-    stranger = Plugin(installed)
-    states = checks(stranger)
-    assert {states[name] for name in ("Record definition", "CSIDriver", "Nodes", "Operator", "Rights")} == {"unknown"}
-    assert stranger.run("doctor", "--exit-status").returncode == 3
-
-
 # Rights
 
 
@@ -323,7 +288,7 @@ def test_every_right_that_people_are_given_is_used(kubevirt: KubeVirt, installed
     for command in (["status"], ["volume", handle], ["doctor"], ["release", unused.handle, node, "--dry-run"]):
         person.page(*command)
     roles = [body for body in resources() if body["metadata"]["name"] in {VIEWER, RELEASER, DOCTOR}]
-    assert len(roles) == 4
+    assert len(roles) == 5
     wanted = {right for body in roles for right in granted(body)}
     with person.watching("migrations", "-w"):
         eventually("all rights are used", lambda: not wanted - used(installed.audit_log, person.account))

@@ -63,6 +63,7 @@ OWN_OBJECTS: dict[str, dict[str, set[Right]]] = {
     NODE: {},
     OPERATOR: {
         "rds-operator-orphans": rights("", "configmaps", "get", "update"),
+        "rds-operator-box": rights("", "configmaps", "get", "update"),
         "rds-operator": rights("apps", "deployments", "get"),
     },
 }

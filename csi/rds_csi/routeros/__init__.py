@@ -34,7 +34,7 @@ from rds_csi.routeros.errors import (
 from rds_csi.routeros.exchange import Runner
 from rds_csi.routeros.hostkey import HostKey
 from rds_csi.routeros.parser import Output
-from rds_csi.routeros.readings import Sensor, Traffic
+from rds_csi.routeros.readings import Resource, Sensor, Traffic
 from rds_csi.routeros.subvolumes import Subvolumes
 from rds_csi.routeros.transport import Observer, Settings, Transport
 
@@ -72,6 +72,7 @@ __all__ = [
     "Output",
     "PoolFull",
     "ReadBackMismatch",
+    "Resource",
     "Runner",
     "Sensor",
     "SessionRefused",

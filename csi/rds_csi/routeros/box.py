@@ -29,7 +29,7 @@ from rds_csi.routeros.errors import (
 )
 from rds_csi.routeros.exchange import Runner, after_a_change
 from rds_csi.routeros.parser import Entry
-from rds_csi.routeros.readings import Sensor, Traffic
+from rds_csi.routeros.readings import Resource, Sensor, Traffic
 
 SLOTS_IN_A_LINE = 50
 """How many disks are asked about in one command line."""
@@ -166,6 +166,10 @@ class Box:
     async def health(self, *, deadline: float) -> Mapping[str, Sensor]:
         """Read all sensors by name; a device may have none."""
         return readings.health(await self._runner.run(commands.print_health(), deadline=deadline))
+
+    async def resource(self, *, deadline: float) -> Resource:
+        """Read what the box is."""
+        return readings.resource(await self._runner.run(commands.print_resource(), deadline=deadline))
 
     async def traffic(self, slots: Iterable[Slot], *, deadline: float) -> Mapping[str, Traffic]:
         """Read the traffic of these disks by slot; NoSuchItem where the box does not know one of them."""

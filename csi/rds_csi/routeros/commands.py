@@ -239,6 +239,11 @@ def print_health() -> str:
     return "/system health print; :put [:len [/system health find]]"
 
 
+def print_resource() -> str:
+    """Read version and board; the menu has one item, so there is nothing to count."""
+    return "/system resource print"
+
+
 def monitor_traffic(slots: Iterable[Slot]) -> str:
     """Read the traffic of each of these disks once; without ``once`` the command never ends."""
     return "; ".join(f"/disk monitor-traffic {slot} once" for slot in slots)

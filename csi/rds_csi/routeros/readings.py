@@ -1,6 +1,6 @@
-"""What the box says of its own state: sensors and traffic (pure).
+"""What the box says of its own state: sensors, traffic, version (pure).
 
-Layouts are those of MikroTik's manual, pages "Health" and "/disk/monitor-traffic", and of a capture of 7.16.
+Layouts are those of MikroTik's manual, pages "Health", "/disk/monitor-traffic" and "Resource", and of a capture of 7.16.
 """
 
 import re
@@ -56,6 +56,30 @@ def health(output: Output) -> Mapping[str, Sensor]:
     if len(found) != int(lines[-1]):
         raise MalformedAnswer(f"the box printed {len(found)} sensors and counted {int(lines[-1])}")
     return found
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a box is: RouterOS's version as printed (``7.16 (stable)``), and the name of its board."""
+
+    version: str
+    board: str
+
+
+def resource(output: Output) -> Resource:
+    """Read ``/system/resource``.
+
+    Raises:
+        CommandFailed: or a subclass; the box answered with an error.
+        MalformedAnswer: another layout, or no version in it.
+    """
+    if output.exit_status != 0 or output.stderr.strip():
+        raise parser.failure(f"{output.stderr}\n{output.stdout}")
+    rows = (_READING.fullmatch(line.rstrip()) for line in output.stdout.splitlines())
+    found = {row["key"]: row["value"].strip() for row in rows if row}
+    if not found.get("version"):
+        raise parser.said(output.stdout)
+    return Resource(found["version"], found.get("board-name", ""))
 
 
 @dataclass(frozen=True)

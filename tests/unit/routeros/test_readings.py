@@ -9,8 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rds_csi.routeros import Box, CommandFailed, MalformedAnswer, NoSuchItem, NotUnderstood, Output, Sensor, Slot, Traffic
-from rds_csi.routeros.readings import bytes_per_second, health, seconds, traffic
+from rds_csi.routeros import (
+    Box,
+    CommandFailed,
+    MalformedAnswer,
+    NoSuchItem,
+    NotPermitted,
+    NotUnderstood,
+    Output,
+    Resource,
+    Sensor,
+    Slot,
+    Traffic,
+)
+from rds_csi.routeros.readings import bytes_per_second, health, resource, seconds, traffic
 from tests.unit.routeros.test_box import Link
 
 HEALTH = """\
@@ -40,6 +52,26 @@ TRAFFIC = """\
            active-time:             0ms
              wait-time:      1d7h44m20s
 """
+
+
+def test_version_and_board_are_read() -> None:
+    printed = "                   uptime: 1w2d\r\n                  version: 7.16 (stable)\r\n               board-name: ROSE\r\n"
+    assert resource(Output(printed)) == Resource("7.16 (stable)", "ROSE")
+    assert resource(Output("  version: 7.24.1 (stable)\r\n")) == Resource("7.24.1 (stable)", "")
+
+
+@pytest.mark.parametrize(
+    ("output", "error"),
+    [
+        (Output(""), MalformedAnswer),
+        (Output("  uptime: 1w2d\r\n"), MalformedAnswer),
+        (Output("not enough permissions (9)\r\n"), NotPermitted),
+        (Output("  version: 7.16\r\n", "failure: interrupted", 1), CommandFailed),
+    ],
+)
+def test_an_answer_without_a_version_is_none(output: Output, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        resource(output)
 
 
 def test_sensors_are_read_with_their_units_and_states() -> None:
