@@ -44,6 +44,10 @@ reference:
 monitoring:
     @python -m tests.monitoring
 
+# Make the templates of manifests/chart anew from the manifests that kustomize applies.
+chart:
+    @python -m tests.chart
+
 # Start a control plane with the manifests installed, print its KUBECONFIG, stop on Ctrl-C.
 ring:
     @exec python -m tests.ring

@@ -35,6 +35,7 @@ KINDS: dict[str, tuple[str, str, bool]] = {
     "PersistentVolume": ("/api/v1", "persistentvolumes", False),
     "PersistentVolumeClaim": ("/api/v1", "persistentvolumeclaims", True),
     "Pod": ("/api/v1", "pods", True),
+    "PodMonitor": ("/apis/monitoring.coreos.com/v1", "podmonitors", True),
     "PrometheusRule": ("/apis/monitoring.coreos.com/v1", "prometheusrules", True),
     "ReplicaSet": ("/apis/apps/v1", "replicasets", True),
     "Role": ("/apis/rbac.authorization.k8s.io/v1", "roles", True),

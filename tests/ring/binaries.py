@@ -1,11 +1,12 @@
 """The ring's Go binaries: built once from the Go module proxy into a cache outside the repository.
 
-The definitions of the snapshot kinds come the same way: they lie in a Go module and are copied from it.
+The definitions of the snapshot kinds and of the Prometheus operator's come the same way: they lie in Go modules and are copied.
 
-Four Go modules under ``build/`` pin every version: ``controlplane``, ``csitools`` (kube-controller-manager does not compile
-against the CSI specification that csi-sanity needs), ``promql`` (a program of our own around Prometheus' engine) and ``prometheus``
-(the server and promtool, without the service discoveries of clouds). Each binary is built into a temporary folder of the cache
-and then renamed, so that a cached binary is always whole; a lock lets one of several processes build while the others wait.
+Six Go modules under ``build/`` pin every version: ``controlplane``, ``csitools`` (kube-controller-manager does not compile
+against the CSI specification that csi-sanity needs), ``promql`` (a program of our own around Prometheus' engine), ``prometheus``
+(the server and promtool, without the service discoveries of clouds), ``helm`` and ``monitoringkinds``. Each binary is built into
+a temporary folder of the cache and then renamed, so that a cached binary is always whole; a lock lets one of several processes
+build while the others wait.
 """
 
 from __future__ import annotations
@@ -78,6 +79,13 @@ BINARIES = {
         Binary("promql", "promql", "."),
         Binary("prometheus", "prometheus", "github.com/prometheus/prometheus/cmd/prometheus", tags="remove_all_sd"),
         Binary("promtool", "prometheus", "github.com/prometheus/prometheus/cmd/promtool", tags="remove_all_sd"),
+        Binary("helm", "helm", "helm.sh/helm/v4/cmd/helm"),
+        Binary(
+            "monitoring-kinds",
+            "monitoringkinds",
+            "github.com/prometheus-operator/prometheus-operator",
+            files="example/prometheus-operator-crd",
+        ),
     )
 }
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
@@ -92,6 +100,7 @@ SIDECARS = (
 )
 QUERIES = ("promql",)
 MONITORING = ("prometheus", "promtool")
+PACKAGING = ("helm", "monitoring-kinds")
 NODES = ("kubelet",)
 LATER = ("kwok",)
 
@@ -121,7 +130,7 @@ def exclusive(cache: Path, name: str, console: Console) -> Iterator[None]:
 
 
 def ensure(
-    names: Iterable[str] = (*CONTROL_PLANE, *SIDECARS, *QUERIES, *MONITORING, *NODES),
+    names: Iterable[str] = (*CONTROL_PLANE, *SIDECARS, *QUERIES, *MONITORING, *PACKAGING, *NODES),
     *,
     environ: Mapping[str, str] = os.environ,
     console: Console | None = None,

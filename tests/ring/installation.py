@@ -53,19 +53,20 @@ def install(plane: ControlPlane) -> None:
 
 
 def _deploy(plane: ControlPlane) -> None:
-    """Make the controller's pod and what it stands under in a cluster: csi-provisioner looks for its Deployment."""
-    labels = {"app.kubernetes.io/name": CONTROLLER}
-    pod = {"containers": [{"name": "rds-csi", "image": "rds-csi"}]}
-    template = {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}}
-    owner: list[Object] = []
-    for version, kind, name, spec in (
-        ("apps/v1", "Deployment", CONTROLLER, template),
-        ("apps/v1", "ReplicaSet", POD, template),
-        ("v1", "Pod", POD, pod),
-    ):
-        metadata = {"name": name, "namespace": NAMESPACE, "labels": labels, "ownerReferences": owner}
-        made = plane.api.apply({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec})
-        owner = [{"apiVersion": version, "kind": kind, "name": name, "uid": made["metadata"]["uid"], "controller": True}]
+    """Make what the Deployment's controller would make: csi-provisioner looks for its Deployment from its pod."""
+    deployment = plane.api.get("Deployment", CONTROLLER, NAMESPACE)
+    labels, spec = deployment["spec"]["template"]["metadata"]["labels"], deployment["spec"]["template"]["spec"]
+    template = {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}}
+    above = deployment
+    for version, kind, made in (("apps/v1", "ReplicaSet", template), ("v1", "Pod", spec)):
+        owner = {"apiVersion": above["apiVersion"], "kind": above["kind"], "name": above["metadata"]["name"]}
+        metadata = {
+            "name": POD,
+            "namespace": NAMESPACE,
+            "labels": labels,
+            "ownerReferences": [{**owner, "uid": above["metadata"]["uid"], "controller": True}],
+        }
+        above = plane.api.apply({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": made})
 
 
 def _apart(body: Object) -> Object:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 import yaml
 
+import rds_operator.cli
 from rds_csi.cli import read
+from rds_csi.fence_mode import FenceMode
 from rds_csi.liveness import ANSWER_SECONDS
 from rds_csi.server import parse_endpoint
-from rds_csi.settings import NodeSettings
-from tests.ring.installation import BASE, resources
+from rds_csi.settings import ControllerSettings, NodeSettings
+from tests.ring.installation import BASE, CONTROLLER, NODE, OPERATOR, resources
+from tests.unit.test_repository import flags_of, parsers
 
-NODE = "rds-csi-node"
 FILE = BASE / "node.yaml"
 Object = dict[str, Any]
 
@@ -28,6 +32,14 @@ def pods() -> dict[str, Object]:
 
 def containers() -> list[tuple[str, Object]]:
     return [(name, container) for name, pod in pods().items() for container in pod["containers"]]
+
+
+def ours() -> list[tuple[str, Object]]:
+    return [(name, container) for name, container in containers() if container["image"].startswith("rds-csi:")]
+
+
+def sidecars() -> list[tuple[str, Object]]:
+    return [(name, container) for name, container in containers() if not container["image"].startswith("rds-csi:")]
 
 
 @pytest.fixture
@@ -56,11 +68,26 @@ def test_only_the_node_reaches_out_of_its_container() -> None:
 
 
 def test_every_container_of_ours_has_a_liveness_and_a_readiness_probe() -> None:
-    assert [name for name, container in containers() if not {"livenessProbe", "readinessProbe"} <= container.keys()] == []
+    assert [name for name, container in ours() if not {"livenessProbe", "readinessProbe"} <= container.keys()] == []
+
+
+def test_every_sidecar_is_started_anew_when_its_leader_election_hangs() -> None:
+    probes = {container["name"]: container["livenessProbe"]["httpGet"] for _, container in sidecars()}
+    ports = {container["name"]: container["ports"][0]["name"] for _, container in sidecars()}
+    assert probes == {name: {"path": "/healthz/leader-election", "port": port} for name, port in ports.items()}
+    assert len(probes) == 4
+
+
+def test_every_port_is_where_its_container_listens() -> None:
+    for _, container in sidecars():
+        (port,) = container["ports"]
+        assert f"--http-endpoint=:{port['containerPort']}" in container["args"]
+    ports = {name: [port["containerPort"] for port in container["ports"]] for name, container in ours()}
+    assert ports == {CONTROLLER: [9809], OPERATOR: [9810], NODE: [9809]}
 
 
 def test_a_process_has_the_time_to_say_that_it_works() -> None:
-    probes = [container["livenessProbe"] for _, container in containers()]
+    probes = [container["livenessProbe"] for _, container in ours()]
     assert [probe for probe in probes if probe["timeoutSeconds"] <= ANSWER_SECONDS] == []
 
 
@@ -134,5 +161,36 @@ def test_service_accounts_of_pods_are_shipped() -> None:
     assert {pod["serviceAccountName"] for pod in pods().values()} <= accounts
 
 
-def test_images_name_no_registry() -> None:
-    assert [image for _, container in containers() if (image := re.sub(r":[\w.-]+$", "", container["image"])) != "rds-csi"] == []
+def test_our_images_name_no_registry_and_the_sidecars_the_one_of_kubernetes() -> None:
+    images = {re.sub(r":v?[\d.]+$", "", container["image"]) for _, container in containers()}
+    names = ("provisioner", "attacher", "resizer", "snapshotter")
+    assert images == {"rds-csi", *(f"registry.k8s.io/sig-storage/csi-{name}" for name in names)}
+
+
+def test_each_setting_of_the_configuration_is_read_by_controller_or_operator() -> None:
+    (config,) = [body["data"] for body in resources() if body["kind"] == "ConfigMap"]
+    flags = [flags_of(parsers()[program]) for program in ("rds-csi controller", "rds-operator")]
+    assert config.keys() - {name for known in flags for variables, _ in known.values() for name in variables} == set()
+
+
+@pytest.mark.parametrize("box", ["10.0.0.5", ""])
+def test_controller_and_operator_start_with_what_is_shipped_and_an_address(box: str, tmp_path: Path) -> None:
+    (config,) = [body["data"] for body in resources() if body["kind"] == "ConfigMap"]
+    environment = {**config, "RDS_ADDRESS": box}
+    args = {name: container["args"] for name, container in ours()}
+    key = tmp_path / "rds-host-key"
+    key.write_text(asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode())
+    args = {name: [word.replace("/etc/rds-csi", str(tmp_path)) for word in words] for name, words in args.items()}
+    operator, _ = rds_operator.cli.settings(rds_operator.cli.parser(environment), args[OPERATOR])
+    if not box:
+        assert operator.box is None
+        with pytest.raises(SystemExit):
+            read(args[CONTROLLER], environment)
+        return
+    controller, _ = read(args[CONTROLLER], environment)
+    assert isinstance(controller, ControllerSettings)
+    assert operator.box is not None
+    assert controller.rds_address == operator.box.address == box
+    assert controller.endpoint == "unix:///csi/csi.sock"
+    assert controller.fence is FenceMode.NONE
+    assert (controller.metrics_address, operator.metrics_address) == (":9809", ":9810")

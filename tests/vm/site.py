@@ -123,7 +123,8 @@ class Site:
                 grep -q '^{NQN_PREFIX}' $controller/subsysnqn 2> /dev/null || continue
                 grep -qx '{host_nqn_for(node)}' $controller/hostnqn 2> /dev/null || continue
                 device=
-                for path in $controller/subsystem/nvme*n* $controller/nvme*n*; do
+                head=$(grep -lx "$(cat $controller/subsysnqn)" /sys/class/nvme-subsystem/*/subsysnqn)
+                for path in $controller/nvme*n* ${{head%/*}}/nvme*n*; do
                     [ -b "/dev/${{path##*/}}" ] && device=${{path##*/}}
                 done
                 echo $(cat $controller/subsysnqn $controller/state) $device
@@ -138,7 +139,9 @@ class Site:
 
     def device(self, node: str, volume: Volume) -> str:
         """Return the name of a volume's block device on a node, ``nvme0n1``."""
-        return self.sessions(node)[volume.nqn].device
+        device = self.sessions(node)[volume.nqn].device
+        assert device, f"{node} has no device of {volume.handle}"
+        return device
 
     def wait_live(self, node: str, volume: Volume) -> None:
         """Wait until a node is connected."""

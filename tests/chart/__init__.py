@@ -1,0 +1,1 @@
+"""The Helm chart, made of the manifests that kustomize applies, so that both stay one."""
