@@ -198,6 +198,8 @@ class Operator:
         stopping = asyncio.create_task(stop.wait(), name="stop")
         await _first(stopping, asyncio.create_task(self.leadership.acquire(), name="acquire the lease"))
         if stop.is_set():
+            # It may have been acquired in the same moment.
+            await self.leadership.release()
             return
         keeping = asyncio.create_task(self._keep_lease(), name="keep the lease")
         try:
@@ -218,7 +220,6 @@ class Operator:
             os._exit(1)
 
     async def _serve(self, stop: asyncio.Event, *watchers: asyncio.Task[Any]) -> None:
-        started = asyncio.Event()
         # When kopf ends it ends every task that began after it, so these begin before.
         ours = (
             *watchers,
@@ -228,11 +229,8 @@ class Operator:
             asyncio.create_task(self._keep_watching_box(), name="box"),
             *(asyncio.create_task(one.run(), name="reflector") for one in self.migrations.kubevirt.reflectors),
         )
-        framework = asyncio.create_task(self._kopf(started), name="kopf")
+        framework = asyncio.create_task(self._kopf(stop), name="kopf")
         try:
-            await _first(*ours, framework, asyncio.create_task(started.wait()))
-            # kopf takes SIGTERM and SIGINT for itself when it starts; it must not end before what is under way is reported.
-            _on_signals(stop.set)
             await _first(*ours, framework)
             if not stop.is_set():
                 raise RuntimeError("kopf ended by itself")
@@ -242,14 +240,18 @@ class Operator:
                 task.cancel()
             await asyncio.wait([framework], timeout=STOP_SECONDS)
 
-    async def _kopf(self, started: asyncio.Event) -> None:
-        await kopf.operator(
+    async def _kopf(self, stop: asyncio.Event) -> None:
+        """Run kopf as ``kopf.operator`` does, but for the signals: it must not end before what is under way is reported."""
+        before = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
             registry=handlers.registry(self.active, self.configuration),
             settings=handlers.settings(),
             standalone=True,
             clusterwide=True,
-            ready_flag=started,
         )
+        # The last that it did was to take SIGTERM and SIGINT, and the loop has not turned since: they are taken back unheard.
+        _on_signals(stop.set)
+        await kopf.run_tasks(tasks, ignored=before)
 
 
 async def _first(*tasks: asyncio.Task[Any]) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from rds_records.record import OutboxEntry, Result
 from tests.ring.cluster import Cluster, StaticVolume
+from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator
 from tests.ring.proxy import Proxy
 from tests.ring.records import detach_from, migrate, read
@@ -278,3 +282,30 @@ def test_without_events_everything_is_counted_all_the_same(start: MakeOperator, 
     assert counts(operator) == {"success": 1}
     assert cluster.events(volume.claim, reason="MigrationCompleted") == []
     assert not re.search(r'"level": "(error|critical)"', operator.output())
+
+
+# SIGTERM while it starts
+
+LAUNCHER = Path(__file__).with_name("terminated.py")
+AT_A_TIME = 3
+TASKS_OF_A_START = 36
+"""The last ones are those in which it watches records; more are made with each request."""
+
+
+def test_sigterm_at_any_point_of_the_start_ends_it_in_peace(cluster: Cluster, installed: ControlPlane, tmp_path: Path) -> None:
+    def ended(at: int) -> tuple[int, str]:
+        """Start an operator that is terminated when it makes that task; return its status and what it said."""
+        name = f"terminated-{at}"
+        operator = Operator(installed, tmp_path / name, name=name, extra=(f"--lease-name={name}-{cluster.tag}",))
+        operator.argv = [sys.executable, str(LAUNCHER), str(at), *operator.argv]
+        operator.launch()
+        try:
+            status = operator.wait_ended()
+        finally:
+            operator.kill()
+        assert "terminated at" in operator.output()
+        return status, operator.output()
+
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        ends = list(pool.map(ended, range(1, TASKS_OF_A_START + 1)))
+    assert {at: text for at, (status, text) in enumerate(ends, start=1) if status != 0} == {}
