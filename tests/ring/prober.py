@@ -11,7 +11,7 @@ from typing import Any, Self
 import urllib3
 
 from tests.ring.driver import Served
-from tests.ring.installation import NODE, resources
+from tests.ring.installation import resources
 
 SCALE = 0.1
 """By how much all times of a manifest are shortened."""
@@ -42,12 +42,8 @@ class Liveness:
 
 
 def liveness(workload: str) -> Liveness:
-    """Return the livenessProbe of our container in a workload of the base: the one with a port of the name ``metrics``.
-
-    The node's serves for a workload that the base does not have.
-    """
-    shipped = pods()
-    pod = shipped.get(workload, shipped[NODE])
+    """Return the livenessProbe of our container in a workload of the base: the one with a port of the name ``metrics``."""
+    pod = pods()[workload]
     (container,) = (one for one in pod["containers"] if any(port["name"] == "metrics" for port in one.get("ports", [])))
     probe = container["livenessProbe"]
     (port,) = (one["containerPort"] for one in container["ports"] if one["name"] == probe["httpGet"]["port"])

@@ -21,6 +21,7 @@ from rds_csi.server import CsiServer
 from rds_csi.spec import csi_pb2, csi_pb2_grpc
 from rds_process.audit import Kind
 from rds_process.logs import AUDIT
+from tests.ring.installation import CONTROLLER, resources
 
 PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
 VOLUME = "pvc-ccdecfad-a8bf-572e-9120-464c4d99f12f"
@@ -171,3 +172,10 @@ def test_the_page_explains_every_kind_and_every_field() -> None:
     asked = {AUDIT_NAMES.get(field, field) for fields in AUDITED.values() for field in fields}
     fields = asked | {"audit", "method", "call", "code", "reason", "bytes", "command", "box", "user"}
     assert told == {str(kind) for kind in Kind} | fields | {"time", "level", "logger"}
+
+
+def test_the_page_says_how_often_a_refusal_is_repeated_as_it_is_shipped() -> None:
+    (controller,) = (body for body in resources() if body["kind"] == "Deployment" and body["metadata"]["name"] == CONTROLLER)
+    (attacher,) = (one for one in controller["spec"]["template"]["spec"]["containers"] if one["name"] == "csi-attacher")
+    (flag,) = (argument for argument in attacher["args"] if argument.startswith("--retry-interval-max="))
+    assert f"`{flag}` as shipped" in PAGE.read_text()
