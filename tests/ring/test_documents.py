@@ -94,7 +94,7 @@ NOT_HERE = re.compile(r"kubectl (?:-n rds-csi (?:logs|exec|rollout)|rds) ")
 
 def commands() -> list[str]:
     """Return every kubectl command of the guide, in its order, from blocks and from the text, and those of the runbooks."""
-    told = {GUIDE, *(path.name for path in RUNBOOKS.glob("*.md"))}
+    told = {GUIDE, *(path.name for path in RUNBOOKS.glob("RdsCsi*.md"))}
     lines = [line for page, text in blocks("sh") if page in told for line in text.splitlines() if not NOT_HERE.match(line)]
     text = re.sub(r"^```.*?^```$", "", (ROOT / "docs" / GUIDE).read_text(), flags=re.DOTALL | re.MULTILINE)
     lines += re.findall(r"`(kubectl [a-z-]+ [^`]+)`", text)

@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -62,6 +64,29 @@ def test_it_is_built_with_every_page(site: Path) -> None:
     pages = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
     made = {path.relative_to(site) for path in site.rglob("*.html")}
     assert made - {Path("404.html")} == pages
+
+
+class _Settings(yaml.SafeLoader):
+    """Reads mkdocs.yml, in which a function is named that this need not know."""
+
+
+_Settings.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+
+
+def pages_of(nav: list[Any]) -> Iterator[str]:
+    """Yield the pages of a part of the navigation, in its order."""
+    for entry in nav:
+        for part in entry.values() if isinstance(entry, dict) else [entry]:
+            yield from [part] if isinstance(part, str) else pages_of(part)
+
+
+def test_every_page_is_in_the_navigation_once_and_runbooks_as_their_index_lists_them() -> None:
+    settings = yaml.load((ROOT / "mkdocs.yml").read_text(), _Settings)
+    pages = list(pages_of(settings["nav"]))
+    assert "not_in_nav" not in settings
+    assert sorted(pages) == sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
+    runbooks = [page for page in pages if page.startswith("runbooks/")]
+    assert runbooks == ["runbooks/index.md", *(f"runbooks/{code(row[0])[0]}.md" for row in tables("runbooks/index.md")["Alerts"])]
 
 
 def test_reading_it_fetches_nothing_from_elsewhere(site: Path) -> None:

@@ -119,8 +119,12 @@ def test_what_is_empty_is_left_out_and_what_is_false_is_not() -> None:
 
 
 def test_a_refusal_with_the_longest_reason_takes_as_much_as_the_page_says() -> None:
-    names = {"volume": "pvc-ccdecfad-a8bf-572e-9120-464c4d99f12f", "node": "worker-17.example.org", "readonly": False}
-    call = {"method": "ControllerPublishVolume", "call": "5c0ffee5", "code": "FailedPrecondition"}
+    names: dict[str, Any] = {
+        "volume": "pvc-ccdecfad-a8bf-572e-9120-464c4d99f12f",
+        "node": "worker-17.example.org",
+        "readonly": False,
+    }
+    call: dict[str, Any] = {"method": "ControllerPublishVolume", "call": "5c0ffee5", "code": "FailedPrecondition"}
     line = written("json", Kind.CALL_REFUSED, **names, **call, reason="held by node-b " * 100)
     (said,) = re.findall(r"An entry has (\d\.\d) kB", (ROOT / "docs" / "audit.md").read_text())
     assert len(line) / 1000 == pytest.approx(float(said), abs=0.05)
