@@ -103,7 +103,8 @@ async def migrations(run: Invocation) -> int:
     for trouble in reader.troubles:
         print(f"{trouble.what}: {trouble.why}", file=run.err)
     if run.json and not run.given.watch:
-        json.dump({"migrations": [row.to_json() for row in rows]}, run.out, indent=2)
+        unread = [{"what": trouble.what, "why": trouble.why} for trouble in reader.troubles]
+        json.dump({"migrations": [row.to_json() for row in rows], "unread": unread}, run.out, indent=2)
         print(file=run.out)
         return DONE
     if run.json:
@@ -113,7 +114,8 @@ async def migrations(run: Invocation) -> int:
         for line in table(HEADINGS, (row.cells(run.api.clock.now()) for row in rows)):
             print(line, file=run.out, flush=True)
     else:
-        print("No migration is open, and none ended lately (--since).", file=run.out)
+        where = " in the records that could be read" if reader.troubles else ""
+        print(f"No migration is open, and none ended lately (--since){where}.", file=run.out)
     if run.given.watch:
         await _watch(run, reader, known, at)
     return DONE

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from rds_kubectl.world import ATTACHMENTS, LEASE, NODES, Object, Volume, World, lease_age
+from rds_kubectl.world import ATTACHMENTS, NODES, Object, Volume, World, lease_age
 from rds_process.tables import age, one_line
 from rds_records import messages
 from rds_records.conditions import LEAVING_NODE_READY
@@ -66,7 +66,7 @@ Said = tuple[str, str, str]
 
 def findings(world: World, volumes: Iterable[Volume]) -> list[Finding]:
     """Return all that is wrong: with the installation first, then volume by volume in the order given."""
-    found = [Finding("", "installation", *said) for said in _of_installation(world)]
+    found = of_installation(world)
     for volume in volumes:
         found += [Finding(volume.handle, volume.title, *said) for said in of_volume(volume, world)]
     return found
@@ -75,23 +75,26 @@ def findings(world: World, volumes: Iterable[Volume]) -> list[Finding]:
 def of_volume(volume: Volume, world: World) -> Iterator[Said]:
     """Yield what is wrong with one volume."""
     if volume.record is not None:
-        yield from of_record(volume.record, world.now)
+        yield from of_record(volume.record, world)
         if world.nodes is not None and world.read(NODES):
             yield from _of_nodes(volume, volume.record, world.nodes)
     if world.attachments is not None and world.read(ATTACHMENTS):
         yield from _of_attachments(volume, world.now)
 
 
-def of_record(record: Record, now: datetime) -> Iterator[Said]:
+def of_record(record: Record, world: World) -> Iterator[Said]:
     """Yield what a record alone says is wrong."""
-    status = record.status
+    status, now = record.status, world.now
     if status.migration:
-        yield from _of_window(record, status.migration, now)
+        old = _where_the_vm_runs(record, status.migration) if world.active is not True else ""
+        for kind, what, do in _of_window(record, status.migration, now):
+            yield kind, what, f"{old}{do}"
     if status.over_attached:
+        vm = f"; the VM {status.vmi.namespace}/{status.vmi.name} is to run on" if status.vmi else ""
         yield (
             "OverAttached",
             f"{len(status.attachments)} nodes hold it, more than allowed ({_nodes(record)}); no further one is admitted",
-            "stop what runs on all but one of them",
+            f"{_see_users(record)}, then stop, through what made it, whatever should not use it{vm}",
         )
     yield from _of_conditions(record, now)
     for refusal in status.refusals:
@@ -128,19 +131,24 @@ def of_record(record: Record, now: datetime) -> Iterator[Said]:
 def _of_window(record: Record, window: Window, now: datetime) -> Iterator[Said]:
     status = record.status
     both = f"{window.source_node} and {window.target_node} are both attached"
+    way_out = _way_out(record, window)
     if status.phase is Phase.OVERDUE and window.result is Result.TIMED_OUT:
         late = age(now - window.deadline_time) if window.deadline_time else "long"
-        yield "Overdue", f"{both}, {late} past the deadline", _way_out(window)
+        yield "Overdue", f"{both}, {late} past the deadline", way_out
     elif window.result is None and window.deadline_time and now - window.deadline_time > DEADLINE_LAG:
         yield (
             "DeadlineNotEnforced",
             f"{both}, {age(now - window.deadline_time)} past the deadline, and nobody has called it TimedOut",
-            f"see that an operator is active: {DOCTOR}; meanwhile {_way_out(window)}",
+            f"see that an operator is active: {DOCTOR}; meanwhile {way_out}",
         )
     holds = {kind for kind in Announcement if _holds(status.condition(kind), "True")}
     leaving, blocked = messages.leaving_node(window), status.condition(LEAVING_NODE_READY)
     if leaving and blocked and _holds(blocked, "False"):
-        yield "LeavingNodeNotReady", f"node {leaving} should leave and cannot: {blocked.message}", messages.out_of_service(window)
+        yield (
+            "LeavingNodeNotReady",
+            f"node {leaving} should leave and cannot: {blocked.message}",
+            f"{messages.out_of_service(window)}; {ALL_ENDS}",
+        )
     elif Announcement.LEAVING_OVERDUE in holds and leaving:
         since = window.result_time or window.start_time
         yield (
@@ -149,29 +157,49 @@ def _of_window(record: Record, window: Window, now: datetime) -> Iterator[Said]:
             messages.release(window),
         )
     if Announcement.SLOW_START in holds:
-        yield "SlowStart", f"{both} for {age(now - window.start_time)} and KubeVirt has not begun to move the VM", _way_out(window)
+        yield "SlowStart", f"{both} for {age(now - window.start_time)} and KubeVirt has not begun to move the VM", way_out
     if Announcement.LONG_RUN in holds:
         since = window.run_start_time or window.start_time
         yield (
             "LongRun",
             f"KubeVirt moves the VM for {age(now - since)} and has set no limit",
-            f"wait where it is in post-copy, there is no way back; else {_way_out(window)}",
+            f"wait where it is in post-copy, there is no way back; else {way_out}",
         )
     if Announcement.FOREIGN_POD in holds:
         said = status.condition(Announcement.FOREIGN_POD)
         yield (
             "ForeignPod",
             f"{said.message if said else 'a pod uses it too'}: two writers on one disk corrupt it",
-            "stop what made that pod: its Deployment, Job or VM",
+            f"stop what made the pod that is no part of {_vm(window)}: a Deployment, Job or another VM; leave {_vm(window)} alone",
         )
 
 
-def _way_out(window: Window) -> str:
+def _way_out(record: Record, window: Window) -> str:
     """Return where the VM runs and what is safe; of a window that is none of KubeVirt's, what there is to do."""
     if window.migration_uid is None or window.vmi is None:
         nodes = f"{window.source_node} or {window.target_node}"
-        return f"stop, through what made it, the workload on the node that should not have it, {nodes}; the record follows"
+        return (
+            f"{_see_users(record)}, then stop, through what made it, the workload on the node that should not have it, {nodes}; "
+            "the record follows"
+        )
     return messages.way_out(window)
+
+
+def _see_users(record: Record) -> str:
+    return f"see what uses it where: `kubectl rds volume {record.handle}`"
+
+
+def _vm(window: Window) -> str:
+    return f"the VM {window.vmi.namespace}/{window.vmi.name}" if window.vmi else "the VM"
+
+
+def _where_the_vm_runs(record: Record, window: Window) -> str:
+    """Return how to see where the VM runs now: a record says where it ran when an operator last looked."""
+    vmi = window.vmi or record.status.vmi
+    if vmi is None:
+        return ""
+    look = f"`kubectl -n {vmi.namespace} get vmi {vmi.name} -o jsonpath={{.status.nodeName}}`"
+    return f"no operator is known to be active, so see first where the VM runs, {look}, and trust that; "
 
 
 CONDITIONS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -209,9 +237,13 @@ def _of_conditions(record: Record, now: datetime) -> Iterator[Said]:
             yield f"Not{kind}", f"{condition.reason}: {condition.message}", ways.get(condition.reason, ways[""])
 
 
+ALL_ENDS: Final = "whatever else still runs on that node ends with it"
+
+
 def _of_nodes(volume: Volume, record: Record, nodes: Mapping[str, Object]) -> Iterator[Said]:
     window = record.status.migration
-    leaving = messages.leaving_node(window) if window else None
+    blocked = _holds(record.status.condition(LEAVING_NODE_READY), "False")
+    leaving = messages.leaving_node(window) if window and blocked else None
     for held in volume.held:
         health = node_health(held.node_name, nodes.get(held.node_name))
         if not health.ready and held.node_name != leaving:
@@ -224,7 +256,8 @@ def _of_nodes(volume: Volume, record: Record, nodes: Mapping[str, Object]) -> It
 
 def _of_attachments(volume: Volume, now: datetime) -> Iterator[Said]:
     record = volume.record
-    refused = {refusal.node_name for refusal in record.status.refusals} if record else set()
+    refusals = record.status.refusals if record else ()
+    refused = {refusal.node_name for refusal in refusals if now - refusal.last_time < RECENT_REFUSAL}
     for attachment in volume.attachments:
         node, status = attachment["spec"]["nodeName"], attachment.get("status") or {}
         deleted = attachment["metadata"].get("deletionTimestamp")
@@ -247,30 +280,26 @@ def _of_attachments(volume: Volume, now: datetime) -> Iterator[Said]:
                 f"its VolumeAttachment says that {node} holds it and the record does not",
                 f"nothing by hand: the driver repairs it at its next look; {DOCTOR} says whether it runs",
             )
-    for held in volume.held:
+    for held in volume.held if volume.all_names else ():
         if volume.attachment_on(held.node_name) is None and now - held.attach_time > SETTLING:
+            later = f"it is put right once what uses the claim runs on {held.node_name} again; until then that node counts"
             yield (
                 "HolderWithoutAttachment",
                 f"the record says that {held.node_name} holds it and there is no VolumeAttachment: it was removed by hand",
-                f"leave it: it is put right once what uses the claim runs on {held.node_name} again; until then that node counts",
+                f"leave it: {later}, and where it is gone for good nothing puts it right yet (docs/limitations.md)",
             )
 
 
-def _of_installation(world: World) -> Iterator[Said]:
-    if not world.read(LEASE):
-        return
+def of_installation(world: World) -> list[Finding]:
+    """Return what is wrong with the installation: without an operator what records say may be old."""
+    if world.active is not False:
+        return []
     known = lease_age(world.lease, world.now) if world.lease else None
-    if known is None:
-        what = "no operator is active: nobody holds its Lease"
-    elif known[0] > known[1]:
-        what = f"no operator is active: its Lease was not renewed for {age(timedelta(seconds=known[0]))}"
-    else:
-        return
-    yield (
-        "NoOperator",
-        f"{what}; deadlines, results and Events wait until one is, attaches and detaches go on",
-        f"`kubectl -n {world.installation} get pods,lease`, and {DOCTOR}",
+    since = f"its Lease was not renewed for {age(timedelta(seconds=known[0]))}" if known else "nobody holds its Lease"
+    what = (
+        f"no operator is active: {since}; deadlines, results, Events and conditions wait until one is, attaches and detaches go on"
     )
+    return [Finding("", "installation", "NoOperator", what, f"`kubectl -n {world.installation} get pods,lease`, and {DOCTOR}")]
 
 
 def _holds(condition: Condition | None, status: str) -> bool:

@@ -62,10 +62,21 @@ class Reader:
             self.troubles.append(Trouble(what, str(error)))
             return None
 
-    async def items(self, what: str, path: str, params: Mapping[str, str] | None = None) -> tuple[dict[str, Any], ...] | None:
-        """Return all objects of a collection; None as of ``attempt``."""
-        read = await self.attempt(what, self.api.list(path, params))
-        return None if read is None else tuple(read[0])
+    async def items(
+        self, what: str, path: str, params: Mapping[str, str] | None = None, *, optional: bool = False
+    ) -> tuple[dict[str, Any], ...] | None:
+        """Return all objects of a collection; None, with a Trouble, where it cannot be had.
+
+        A collection that is not served is an answer, no objects, only where it is ``optional``: a cluster without KubeVirt. One of
+        Kubernetes' own is always there; who says otherwise is no API server.
+        """
+        try:
+            return tuple((await self.api.list(path, params))[0])
+        except ApiError as error:
+            if optional and isinstance(error, ObjectNotFound):
+                return ()
+            self.troubles.append(Trouble(what, str(error)))
+            return None
 
     async def records(self) -> tuple[Record, ...]:
         """Return all records that can be understood; raises NoRecords where they cannot be listed."""
@@ -137,7 +148,7 @@ class Reader:
         if vmi is None:
             return ()
         path = f"{GROUP_VERSION}/namespaces/{vmi.namespace}/virtualmachineinstancemigrations"
-        found = await self.items("virtualmachineinstancemigrations", path) or ()
+        found = await self.items("virtualmachineinstancemigrations", path, optional=True) or ()
         ours = [body for body in found if (body.get("spec") or {}).get("vmiName") == vmi.name]
         return tuple(sorted(ours, key=lambda body: str(body["metadata"]["creationTimestamp"])))
 

@@ -136,7 +136,8 @@ def _without_attachment(facts: Facts) -> Answer:
         Outcome.REFUSED,
         "NoVolumeAttachment",
         f"node {facts.node} holds volume {facts.handle} in its record and there is no VolumeAttachment: it was removed by hand",
-        f"leave it: it is put right once what uses the claim runs on {facts.node} again",
+        f"leave it: it is put right once what uses the claim runs on {facts.node} again; where that node is gone for good nothing "
+        "puts it right yet (docs/limitations.md)",
     )
 
 
@@ -153,7 +154,7 @@ def _proof(facts: Facts, health: NodeHealth) -> Answer:
         facts,
         "NodeNotReady",
         f"{health.describe()} and may still write: a node that is only cut off goes on writing to the box, and nothing fences it",
-        f"bring it back; {messages.power_off(facts.node, facts.live_node)}",
+        f"bring it back; {messages.power_off(facts.node, facts.live_node)}; whatever else still runs on that node ends with it",
     )
 
 
@@ -216,12 +217,15 @@ def _of_ready_node(facts: Facts, health: NodeHealth) -> Answer:
 
 
 def _end_use(facts: Facts) -> str:
-    if facts.live_node == facts.node:
-        return "move the VM away with a live migration, or stop it; its disk is detached by itself then"
     window = facts.record.status.migration if facts.record else None
-    if window is not None and facts.node in {window.source_node, window.target_node} and window.migration_uid:
+    runs_here = facts.live_node == facts.node
+    if runs_here and window and window.result is None and window.source_node == facts.node:
+        return "wait: a live migration is moving the VM away, and `kubectl rds migrations -w` shows how it goes"
+    if not runs_here and window and window.migration_uid and facts.node in {window.source_node, window.target_node}:
         return messages.way_out(window)
-    return "stop what made that pod: its Deployment, Job or VM; the disk is detached by itself then"
+    if runs_here or any(pod.vmi for pod in facts.users):
+        return "move the VM away with a live migration; its disk is detached by itself then"
+    return "stop what made that pod, its Deployment or Job; the disk is detached by itself then"
 
 
 def _yes(facts: Facts, ground: str, why: str) -> Answer:

@@ -9,10 +9,10 @@ from typing import Any, Final, Protocol
 
 from rds_kubectl.reading import ATTACHMENTS_PATH, Reader, vmi_of
 from rds_kubectl.release import Answer, Facts, Outcome, judge
-from rds_kubectl.world import ATTACHMENTS, NODES, VOLUMES, Volume, World, attachments_of_driver
+from rds_kubectl.world import ATTACHMENTS, NODES, VOLUMES, Trouble, Volume, World, attachments_of_driver
 from rds_process.tables import one_line
 from rds_records.imports import claim_of, volumes_of
-from rds_records.kubernetes_api import ApiUnavailable, ObjectNotFound, WriteConflict
+from rds_records.kubernetes_api import ApiError, ApiUnavailable, ObjectNotFound, WriteConflict
 from rds_records.kubevirt_objects import GROUP_VERSION, Pod, pod_view, vmi_view
 from rds_records.record import ObjectReference
 
@@ -65,6 +65,10 @@ async def facts_about(reader: Reader, world: World, volume: Volume, node: str) -
         if one["spec"]["source"].get("persistentVolumeName") in names
     ]
     missing = [trouble for trouble in reader.troubles if trouble.what in _NEEDED or trouble.what.startswith("record ")]
+    if not bodies and volume.claim is None:
+        missing.append(
+            Trouble("claim", "neither a PersistentVolume nor the record names it, so no pod that uses it can be looked for")
+        )
     before = len(reader.troubles)
     pods, vmi = await asyncio.gather(_pods(reader, claims, node), _vmi(reader, volume))
     missing += reader.troubles[before:]
@@ -96,7 +100,15 @@ async def _vmi(reader: Reader, volume: Volume) -> dict[str, Any] | None:
     if vmi is None:
         return None
     path = f"{GROUP_VERSION}/namespaces/{vmi.namespace}/virtualmachineinstances/{vmi.name}"
-    return await reader.attempt(VMI, reader.api.get(path))
+    try:
+        return await reader.api.get(path)
+    except ObjectNotFound as error:
+        if error.reason != "NotFound":
+            # The whole kind is not served, though a VM was seen: that is no word about the VM.
+            reader.troubles.append(Trouble(VMI, str(error)))
+    except ApiError as error:
+        reader.troubles.append(Trouble(VMI, str(error)))
+    return None
 
 
 async def release(api: DeleteApi, facts: Facts, volume: Volume, *, dry_run: bool) -> Release:

@@ -38,7 +38,7 @@ class Status:
         if self.volumes:
             yield from table(HEADINGS, map(_cells, self.volumes))
         else:
-            yield "No volumes."
+            yield "No volumes." if self.world.volumes is not None else "No volumes that could be read."
         if self.open:
             yield from ("", "Open migrations")
             yield from table(migration_rows.HEADINGS, (row.cells(self.world.now) for row in self.open))
@@ -53,10 +53,11 @@ class Status:
     def summary(self) -> str:
         """Return the last line."""
         wrong = len(self.findings)
+        fine = "nothing is wrong in what could be read" if self.world.troubles else "nothing is wrong"
         counts = (
             _count(len(self.volumes), "volume"),
             _count(len(self.open), "open migration"),
-            f"{wrong} things are wrong" if wrong > 1 else "1 thing is wrong" if wrong else "nothing is wrong",
+            f"{wrong} things are wrong" if wrong > 1 else "1 thing is wrong" if wrong else fine,
         )
         unread = f", {_count(len(self.world.troubles), 'thing')} could not be read" if self.world.troubles else ""
         return f"{', '.join(counts)}{unread}."

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from rds_kubectl import migration_rows
-from rds_kubectl.findings import Finding, of_volume
+from rds_kubectl.findings import Finding, of_installation, of_volume
 from rds_kubectl.migration_rows import rows_of
 from rds_kubectl.world import Object, Trouble, Volume, World
 from rds_process.tables import age, one_line, size, table
@@ -48,7 +48,10 @@ class Page:
         self.volume = volume
         self.around = around
         self.world = world
-        self.findings = [Finding(volume.handle, volume.title, *said) for said in of_volume(volume, world)]
+        self.findings = [
+            *of_installation(world),
+            *(Finding(volume.handle, volume.title, *said) for said in of_volume(volume, world)),
+        ]
 
     def lines(self) -> Iterator[str]:
         """Yield the page for people."""
@@ -56,8 +59,8 @@ class Page:
             (
                 ("Volume", self.volume.handle),
                 *_record_pairs(self.volume.record),
-                *_volume_pairs(self.volume.volume),
-                *_claim_pairs(self.volume, self.around.claim),
+                *_volume_pairs(self.volume.volume, self.world),
+                *_claim_pairs(self.volume, self.around.claim, self.world),
                 *_vm_pairs(self.volume, self.around.vmi),
                 *_box_pairs(self.volume.record),
             )
@@ -70,9 +73,10 @@ class Page:
         yield from self._section("KubeVirt's migrations", ("NAME", "PHASE", "AGE"), self._vmims())
         yield from self._section("Conditions", ("TYPE", "STATUS", "SINCE", "REASON", "MESSAGE"), self._conditions())
         yield from self._section("Events", ("AGE", "TYPE", "REASON", "COUNT", "OF", "MESSAGE"), self._events())
-        yield from ("", "What is wrong, and what to do" if self.findings else "Nothing is wrong.")
-        yield from (f"- {finding.line()}" for finding in self.findings)
         troubles = (*self.world.troubles, *self.around.troubles)
+        fine = "Nothing is wrong in what could be read." if troubles else "Nothing is wrong."
+        yield from ("", "What is wrong, and what to do" if self.findings else fine)
+        yield from (f"- {finding.line()}" for finding in self.findings)
         if troubles:
             yield from ("", "What could not be read, so nothing is said of it")
             yield from (one_line(f"- {trouble.what}: {trouble.why}") for trouble in troubles)
@@ -103,11 +107,15 @@ class Page:
     def _nodes(self) -> Iterator[Sequence[str]]:
         now, held = self.world.now, {one.node_name: one for one in self.volume.held}
         for node in sorted({*held, *(one["spec"]["nodeName"] for one in self.volume.attachments)}):
-            since = f"attached for {age(now - held[node].attach_time)}" if node in held else "not attached"
+            known = self.volume.record is not None and self.volume.record.initialized
+            since = (
+                f"attached for {age(now - held[node].attach_time)}" if node in held else "not attached" if known else "says nothing"
+            )
             attachment = self.volume.attachment_on(node)
+            unread = self.world.attachments is None or (attachment is None and not self.volume.all_names)
             health = node_health(node, (self.world.nodes or {}).get(node))
             state = "not read" if self.world.nodes is None else "Ready" if health.ready else health.describe()
-            yield node, since, _attachment(attachment, now), state
+            yield node, since, "not read" if unread else _attachment(attachment, now), state
 
     def _pods(self) -> Iterator[Sequence[str]]:
         for body in self.around.pods:
@@ -166,18 +174,18 @@ def _record_pairs(record: Record | None) -> Pairs:
         yield "Expanding to", f"{size(status.expansion.capacity_bytes)}, no second node meanwhile"
 
 
-def _volume_pairs(volume: Object | None) -> Pairs:
+def _volume_pairs(volume: Object | None, world: World) -> Pairs:
     if volume is None:
-        yield "PersistentVolume", "none"
+        yield "PersistentVolume", "not read" if world.volumes is None else "none"
         return
     spec, phase = volume["spec"], (volume.get("status") or {}).get("phase") or "unknown"
     policy = spec.get("persistentVolumeReclaimPolicy", "")
     yield "PersistentVolume", f"{volume['metadata']['name']}, {phase}, {policy}, class {spec.get('storageClassName') or 'none'}"
 
 
-def _claim_pairs(volume: Volume, claim: Object | None) -> Pairs:
+def _claim_pairs(volume: Volume, claim: Object | None, world: World) -> Pairs:
     if volume.claim is None:
-        yield "Claim", "none"
+        yield "Claim", "not read" if world.volumes is None else "none"
         return
     phase = ((claim or {}).get("status") or {}).get("phase") or "not there, or not read"
     yield "Claim", f"{volume.title}, {phase}"

@@ -52,6 +52,14 @@ class World:
         """Tell whether that kind could be read."""
         return all(trouble.what != what for trouble in self.troubles)
 
+    @property
+    def active(self) -> bool | None:
+        """Whether an operator is active, by its Lease; None where that could not be read."""
+        if not self.read(LEASE):
+            return None
+        known = lease_age(self.lease, self.now) if self.lease else None
+        return known is not None and known[0] <= known[1]
+
 
 @dataclass(frozen=True, slots=True)
 class Volume:
@@ -61,6 +69,8 @@ class Volume:
     record: Record | None = None
     volume: Object | None = None
     attachments: tuple[Object, ...] = ()
+    all_names: bool = True
+    """Whether every PersistentVolume is known under which a VolumeAttachment may name it."""
 
     @property
     def claim(self) -> ObjectReference | None:
@@ -93,8 +103,11 @@ def volumes_of_driver(world: World) -> list[Volume]:
     """Return every volume that a record or a PersistentVolume names, by namespace, claim and handle."""
     records = {record.handle: record for record in world.records}
     named: dict[str, Object] = {}
+    names: dict[str, set[str]] = {}
     for body in world.volumes or ():
         handle = handle_of(body, world.driver)
+        if handle:
+            names.setdefault(handle, set()).add(body["metadata"]["name"])
         if handle and (handle not in named or body["metadata"]["name"] == _expected(records.get(handle))):
             named[handle] = body
     by_volume: dict[str, list[Object]] = {}
@@ -103,9 +116,11 @@ def volumes_of_driver(world: World) -> list[Volume]:
         by_volume.setdefault(name, []).append(attachment)
     found = []
     for handle in {*records, *named}:
-        record, volume = records.get(handle), named.get(handle)
-        name = volume["metadata"]["name"] if volume else _expected(record) or handle
-        found.append(Volume(handle, record, volume, tuple(by_volume.get(name, ()))))
+        record = records.get(handle)
+        expected = _expected(record)
+        known = names.get(handle) or {expected or handle}
+        attachments = tuple(one for name in sorted(known) for one in by_volume.get(name, ()))
+        found.append(Volume(handle, record, named.get(handle), attachments, world.volumes is not None or expected is not None))
     return sorted(found, key=lambda one: (one.claim is None, one.title, one.handle))
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rds_kubectl.findings import Finding, findings
-from rds_kubectl.world import ATTACHMENTS, LEASE, NODES, Trouble, World, volumes_of_driver
+from rds_kubectl.world import ATTACHMENTS, LEASE, NODES, VOLUMES, Trouble, World, volumes_of_driver
 from rds_records.conditions import settled
 from rds_records.decisions import Code, Reason, Refused
 from rds_records.fencing import FenceReason
@@ -112,6 +112,47 @@ def test_more_holders_than_allowed_are_all_named() -> None:
     assert "node-a" in only(world(record)).what
 
 
+def test_of_more_holders_than_allowed_the_vm_is_to_run_on() -> None:
+    record = attached(fresh(), "node-a").with_status(over_attached=True, vmi=VMI)
+    assert "the VM vms/web is to run on" in only(world(record)).do
+
+
+def test_an_attach_that_fails_is_told_though_the_node_was_refused_long_ago() -> None:
+    no = Refused(Code.FAILED_PRECONDITION, Reason.NO_SLOT, "two nodes hold it")
+    record = note_refusal(fresh(), "node-c", no, now=NOW - timedelta(minutes=20))
+    assert record is not None
+    fails = attachment("node-c", attached=False, attachError={"message": "csi-attacher cannot reach the driver"})
+    assert kinds(world(record, attachments=(fails,))) == ["AttachFails"]
+
+
+def test_what_is_advised_of_a_vm_begins_with_where_it_runs_now_while_no_operator_is_known_to_be_active() -> None:
+    look = "kubectl -n vms get vmi web -o jsonpath={.status.nodeName}"
+    record = warned_of(ended())
+    assert look not in only(world(record)).do
+    gone, unread = world(record, lease=None), world(record, lease=None, troubles=(Trouble(LEASE, "forbidden"),))
+    for one in (gone, unread):
+        finding = found(one)[-1]
+        assert (finding.kind, finding.do.index(look) < finding.do.index("delete pod on-node-a")) == ("LeavingOverdue", True)
+
+
+def test_a_leaving_node_that_is_down_is_told_also_before_the_operator_has_said_so() -> None:
+    nodes = {"node-a": node("node-a", ready=False), "node-b": node("node-b")}
+    assert kinds(world(ended(), nodes=nodes)) == ["NodeNotReady"]
+
+
+def test_an_attachment_under_another_persistent_volume_of_the_same_handle_counts() -> None:
+    second = attachment("node-a")
+    second["spec"]["source"]["persistentVolumeName"] = "pv-2"
+    record = attached(fresh(), "node-a")
+    assert kinds(world(record, volumes=(volume(), volume(name="pv-2")), attachments=(second,))) == []
+
+
+def test_an_attachment_is_not_called_missing_while_the_name_of_its_persistent_volume_is_not_known() -> None:
+    record = attached(fresh(), "node-a")
+    record = record.replace(spec=record.spec.replace(persistent_volume_name=None))
+    assert kinds(world(record, volumes=None, attachments=(), troubles=(Trouble(VOLUMES, "forbidden"),))) == []
+
+
 def test_a_refused_node_is_told_while_it_asks_and_not_for_ever() -> None:
     no = Refused(Code.FAILED_PRECONDITION, Reason.NO_SLOT, "two nodes hold it")
     record = note_refusal(attached(fresh(), "node-a"), "node-c", no, now=NOW)
@@ -149,7 +190,9 @@ def test_rights_that_are_missing_are_to_be_given_back(kind: str) -> None:
 
 def test_a_foreign_pod_means_corruption() -> None:
     record = with_condition(migrating(), Announcement.FOREIGN_POD, message="pod debug uses the volume too")
-    assert "pod debug uses the volume too: two writers on one disk corrupt it" in only(world(record)).what
+    finding = only(world(record))
+    assert "pod debug uses the volume too: two writers on one disk corrupt it" in finding.what
+    assert finding.do.endswith("leave the VM vms/web alone")
 
 
 def test_a_window_whose_verdict_nobody_gives_is_told_after_the_time_that_it_may_take() -> None:

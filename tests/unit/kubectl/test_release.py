@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rds_kubectl.reading import ATTACHMENTS_PATH, NODES_PATH, VOLUMES_PATH, Reader
 from rds_kubectl.release import OUT_OF_SERVICE, Answer, Facts, Outcome, judge
-from rds_kubectl.releasing import release
-from rds_kubectl.world import Trouble, Volume
+from rds_kubectl.releasing import facts_about, release
+from rds_kubectl.world import Trouble, Volume, volumes_of_driver
+from rds_records.clock import ServerClock
 from rds_records.fencing import FENCED, confirmed
 from rds_records.kubernetes_api import ApiUnavailable, ObjectNotFound, WriteConflict
-from rds_records.kubevirt_objects import Pod, Vmi
+from rds_records.kubevirt_objects import Owner, Pod, Vmi
 from rds_records.names import unique_volume_name
 from rds_records.record import Record
-from tests.unit.kubectl.cluster_objects import CLAIM, Object, attachment, ended, node, with_condition
+from rds_records.store import COLLECTION
+from tests.unit.kubectl.cluster_objects import CLAIM, VMI, Object, attachment, ended, migrating, node, volume, with_condition
 from tests.unit.records.volumes import HANDLE, START, attached, fresh
 from tests.unit.test_advice import forbidden
 
@@ -122,9 +126,27 @@ def test_a_pod_that_has_ended_or_is_another_s_does_not_count(other: Pod) -> None
     assert ground(facts(body=node("node-a"), pods=[other])) == (Outcome.RELEASE, "NotUsed")
 
 
-def test_the_side_on_which_the_vm_runs_is_to_be_migrated_or_stopped() -> None:
+def test_the_side_on_which_the_vm_runs_is_to_be_migrated_and_never_stopped() -> None:
     answer = judge(facts(body=node("node-a"), vmi=vmi("node-a"), vmi_phase="Running"))
-    assert (answer.ground, "move the VM away with a live migration" in answer.do) == ("InUse", True)
+    assert (answer.ground, "move the VM away with a live migration" in answer.do, "stop" in answer.do) == ("InUse", True, False)
+
+
+def test_a_vm_that_is_being_moved_away_is_waited_for_and_its_migration_not_cancelled() -> None:
+    answer = judge(facts(migrating(), node("node-a"), vmi=vmi("node-a"), vmi_phase="Running", pods=[pod()]))
+    assert (answer.ground, answer.do.startswith("wait: "), "delete" in answer.do) == ("InUse", True, False)
+
+
+def test_a_pod_that_runs_a_vm_is_not_to_be_stopped_where_nobody_has_said_yet_which_vm_it_is() -> None:
+    owner = Owner("VirtualMachineInstance", "web", "vmi-uid")
+    labels = {"kubevirt.io": "virt-launcher", "kubevirt.io/created-by": "vmi-uid"}
+    launcher = replace(pod(), owner=owner, labels=labels)
+    assert launcher.vmi is not None
+    answer = judge(facts(body=node("node-a"), pods=[launcher]))
+    assert (answer.ground, answer.do.startswith("move the VM away")) == ("InUse", True)
+
+
+def test_whoever_powers_a_node_off_is_told_that_all_on_it_ends() -> None:
+    assert "whatever else still runs on that node ends with it" in judge(facts(body=DEAD, vmi=vmi("node-b"))).do
 
 
 def test_what_is_left_of_a_migration_is_ended_with_the_command_that_its_window_gives() -> None:
@@ -187,6 +209,63 @@ def test_nothing_is_released_that_may_be_written_to(usage: dict[str, Any]) -> No
         assert forbidden(answer.do) == []
         assert "delete pod on-node-b" not in answer.do, "node-b runs the VM"
         assert f"taint nodes {one.live_node}" not in answer.do
+
+
+class Cluster:
+    """An API server that has what it is given, and says 404 of the rest: with a reason, as an API server does, or without one."""
+
+    def __init__(self, objects: dict[str, list[Object]], reason: str = "NotFound") -> None:
+        self.objects = objects
+        self.reason = reason
+        self.clock = ServerClock()
+
+    async def get(self, path: str, params: Mapping[str, str] | None = None) -> Object:
+        raise ObjectNotFound(f"GET {path}: 404", 404, self.reason)
+
+    async def list(self, path: str, params: Mapping[str, str] | None = None) -> tuple[list[Object], str]:
+        if path not in self.objects:
+            raise ObjectNotFound(f"GET {path}: 404 page not found", 404)
+        return self.objects[path], "1"
+
+
+def usual(record: Record | None = None) -> dict[str, list[Object]]:
+    """Return what an API server has of one volume that node-a holds and does not use."""
+    one = record or attached(fresh(), "node-a")
+    return {
+        COLLECTION: [one.to_json()],
+        VOLUMES_PATH: [volume()],
+        ATTACHMENTS_PATH: [attachment("node-a")],
+        NODES_PATH: [node("node-a")],
+        f"/api/v1/namespaces/{CLAIM.namespace}/pods": [],
+    }
+
+
+async def looked_at(objects: dict[str, list[Object]], reason: str = "NotFound") -> Answer:
+    reader = Reader(Cluster(objects, reason))
+    seen = await reader.world()
+    (one,) = volumes_of_driver(seen)
+    return judge(await facts_about(reader, seen, one, "node-a"))
+
+
+async def test_a_node_that_is_ready_and_uses_nothing_is_released_by_what_is_read() -> None:
+    assert (await looked_at(usual())).ground == "NotUsed"
+
+
+@pytest.mark.parametrize("path", [NODES_PATH, ATTACHMENTS_PATH, VOLUMES_PATH, f"/api/v1/namespaces/{CLAIM.namespace}/pods"])
+async def test_an_answer_that_no_api_server_gives_is_not_taken_for_absence(path: str) -> None:
+    answer = await looked_at({key: items for key, items in usual().items() if key != path})
+    assert (answer.outcome, answer.ground) == (Outcome.UNKNOWN, "Unread")
+
+
+async def test_a_vm_that_was_seen_and_whose_kind_is_not_served_is_not_taken_for_gone() -> None:
+    record = attached(fresh(), "node-a").with_status(vmi=VMI)
+    assert (await looked_at(usual(record))).ground == "NotUsed"
+    assert (await looked_at(usual(record), reason="")).ground == "Unread"
+
+
+async def test_nothing_is_proven_of_a_volume_whose_claim_nobody_knows() -> None:
+    answer = await looked_at({**usual(), VOLUMES_PATH: []})
+    assert (answer.ground, "no pod that uses it can be looked for" in answer.why) == ("Unread", True)
 
 
 class Server:

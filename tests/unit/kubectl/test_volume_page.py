@@ -4,7 +4,7 @@ import json
 import re
 
 from rds_kubectl.volume_page import Around, Page
-from rds_kubectl.world import NODES, Trouble, World, volumes_of_driver
+from rds_kubectl.world import ATTACHMENTS, NODES, VOLUMES, Trouble, World, volumes_of_driver
 from rds_records.record import Record, Result, format_time
 from tests.unit.kubectl.cluster_objects import CLAIM, NOW, VMI, Object, attachment, ended, migrating, volume, with_condition, world
 from tests.unit.records.volumes import HANDLE, at, attached, fresh, left
@@ -74,6 +74,29 @@ def test_events_are_shown_by_age_and_cannot_break_the_page() -> None:
 def test_what_could_not_be_read_is_on_the_page() -> None:
     seen = world(fresh(), nodes=None, troubles=(Trouble(NODES, "forbidden"),))
     assert "- nodes: forbidden" in text(None, None, seen)
+
+
+def test_what_could_not_be_read_is_never_called_none() -> None:
+    record = attached(fresh(), "node-a")
+    troubles = tuple(Trouble(what, "forbidden") for what in (VOLUMES, ATTACHMENTS, NODES))
+    shown = text(record, None, world(record, volumes=None, attachments=None, nodes=None, troubles=troubles))
+    (row,) = [line for line in shown.splitlines() if line.strip().startswith("node-a")]
+    assert re.split(r" {3,}", row.strip()) == ["node-a", "attached for 1h", "not read", "not read"]
+    assert "PersistentVolume:   not read" in shown
+    assert "Nothing is wrong in what could be read." in shown
+
+
+def test_a_record_that_says_nothing_yet_does_not_call_a_node_not_attached() -> None:
+    record = fresh().with_status(initialized=None)
+    shown = text(record, None, world(record, attachments=(attachment("node-a"),)))
+    assert re.search(r"node-a +says nothing +attached", shown)
+
+
+def test_without_an_operator_a_volume_is_not_called_fine() -> None:
+    record = attached(fresh(), "node-a")
+    shown = text(record, None, world(record, lease=None))
+    assert "- installation: no operator is active" in shown
+    assert "Nothing is wrong" not in shown
 
 
 def test_programs_get_whole_objects() -> None:
