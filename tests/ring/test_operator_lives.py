@@ -293,11 +293,15 @@ TASKS_OF_A_START = 36
 
 
 def test_sigterm_at_any_point_of_the_start_ends_it_in_peace(cluster: Cluster, installed: ControlPlane, tmp_path: Path) -> None:
-    def ended(at: int) -> tuple[int, str]:
-        """Start an operator that is terminated when it makes that task; return its status and what it said."""
+    def make(at: int) -> Operator:
+        """Return an operator that is terminated when it makes that task."""
         name = f"terminated-{at}"
         operator = Operator(installed, tmp_path / name, name=name, extra=(f"--lease-name={name}-{cluster.tag}",))
         operator.argv = [sys.executable, str(LAUNCHER), str(at), *operator.argv]
+        return operator
+
+    def ended(operator: Operator) -> tuple[int, str]:
+        """Let it live; return its status and what it said."""
         operator.launch()
         try:
             status = operator.wait_ended()
@@ -306,6 +310,8 @@ def test_sigterm_at_any_point_of_the_start_ends_it_in_peace(cluster: Cluster, in
         assert "terminated at" in operator.output()
         return status, operator.output()
 
+    # All are made before the first starts: each writes anew the kubeconfig that they share.
+    operators = [make(at) for at in range(1, TASKS_OF_A_START + 1)]
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        ends = list(pool.map(ended, range(1, TASKS_OF_A_START + 1)))
+        ends = list(pool.map(ended, operators))
     assert {at: text for at, (status, text) in enumerate(ends, start=1) if status != 0} == {}
