@@ -16,7 +16,8 @@ LEAST_VERSION: Final = (1, 32)
 """Records have selectable fields, which are stable since then."""
 
 CLOCK: Final = timedelta(seconds=5)
-APPLY: Final = "`kubectl apply -k manifests/base`"
+APPLY: Final = "apply again what it was installed with, your kustomization or the chart"
+"""Not ``manifests/base`` itself: that would take the box's address and the like away."""
 
 
 class State(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -83,10 +84,14 @@ async def examine(api: KubernetesApi, *, driver: str, installation: str) -> Exam
 async def _workloads(api: KubernetesApi, installation: str) -> tuple[dict[str, Workload], list[Check]]:
     """Return the three programs' workloads that could be read, and what is to be said of them and of those that could not."""
     known: dict[str, Workload] = {}
+    config: dict[str, Any] | None = None
+    with contextlib.suppress(ApiError):
+        # What is in it is told as not known then.
+        config = await api.get(f"/api/v1/namespaces/{installation}/configmaps/{workloads.CONFIG_MAP}")
 
     async def look(name: str) -> Sequence[Check]:
         path = f"/apis/apps/v1/namespaces/{installation}/{KINDS[name].lower()}s/{name}"
-        known[name] = Workload(name, await _find(api, path))
+        known[name] = Workload(name, await _find(api, path), config)
         return [workloads.running(known[name], installation)]
 
     groups = await asyncio.gather(*(_attempt(f"{kind} {name}", partial(look, name)) for name, kind in KINDS.items()))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from rds_kubectl.examination import APPLY
 from rds_kubectl.world import ATTACHMENTS, NODES, Object, Volume, World, lease_age
 from rds_process.tables import age, one_line
 from rds_records import messages
@@ -32,7 +33,7 @@ SLOW_REPORT: Final = timedelta(minutes=2)
 DEADLINE_LAG: Final = timedelta(seconds=30)
 
 DOCTOR: Final = "`kubectl rds doctor`"
-RIGHTS: Final = f"give back the right that it names: `kubectl apply -k manifests/base`; {DOCTOR} lists all that are missing"
+RIGHTS: Final = f"give back the right that it names: {APPLY}; {DOCTOR} lists all that are missing"
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ def no_records(error: ApiError) -> NoRecords:
     if isinstance(error, ObjectNotFound):
         return NoRecords(
             f"the cluster does not know {RECORDS}: rds-csi is not installed here, or this is another cluster (see --context); "
-            "`kubectl apply -k manifests/base` installs it"
+            "docs/install.md says how to install it"
         )
     if isinstance(error, RequestRefused) and error.status in {401, 403}:
         return NoRecords(f"{error}; the ClusterRole rds-csi-viewer has what this command needs")

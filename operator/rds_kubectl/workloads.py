@@ -1,4 +1,4 @@
-"""Whether the three programs run, in one version, and how they are configured, by what their pod templates say. Pure."""
+"""Whether the three programs run, in one version, and how they are configured, by pod templates and their ConfigMap. Pure."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ KINDS: Final[Mapping[str, str]] = {CONTROLLER: "Deployment", OPERATOR: "Deployme
 
 IMAGE: Final = "rds-csi"
 """The last part of the name of the image that holds all three programs (docs/image.md)."""
+
+CONFIG_MAP: Final = "rds-csi-config"
+"""Where the manifests keep the variables of controller and operator."""
 
 SHELLS: Final = frozenset({"sh", "bash", "ash", "dash"})
 CONFIGURATION: Final = "Configuration"
@@ -45,6 +48,8 @@ class Workload:
 
     name: str
     body: Object | None
+    config: Object | None = None
+    """The ConfigMap ``rds-csi-config``; None where there is none, or it was not read."""
 
     @property
     def container(self) -> Object | None:
@@ -66,10 +71,28 @@ class Workload:
         if given is not None:
             return _resolved(given, container)
         for name in (PREFIXES[self.name] + flag.removeprefix("--").replace("-", "_").upper(), *others):
-            value = _variable(name, container)
+            value = self._variable(name, container)
             if value is None or value:
                 return value
         return default
+
+    def _variable(self, name: str, container: Object) -> str | None:
+        """Return a variable's value, empty where it is not set; None where it comes from what was not read."""
+        for one in reversed(container.get("env") or ()):
+            if one.get("name") == name:
+                return None if "valueFrom" in one else _not_of_a_service(_resolved(str(one.get("value") or ""), container))
+        # The last source that has it counts.
+        for source in reversed(container.get("envFrom") or ()):
+            if source.get("prefix") or (source.get("configMapRef") or {}).get("name") != CONFIG_MAP or self.config is None:
+                return None
+            if name in (data := self.config.get("data") or {}):
+                return _not_of_a_service(data[name])
+        return ""
+
+
+def _not_of_a_service(value: str | None) -> str | None:
+    """Return the value; empty for what a Service of that name leaves there, which counts as not set."""
+    return "" if value and "://" in value else value
 
 
 def _image_name(container: Object) -> str:
@@ -87,17 +110,6 @@ def _on_command_line(flag: str, words: list[str]) -> str | None:
     return found
 
 
-def _variable(name: str, container: Object) -> str | None:
-    """Return a variable's value, empty where it is not set; None where it comes from elsewhere."""
-    for one in reversed(container.get("env") or ()):
-        if one.get("name") == name:
-            if "valueFrom" in one:
-                return None
-            # What a Service of that name leaves there counts as not set.
-            return "" if "://" in (value := str(one.get("value") or "")) else _resolved(value, container)
-    return None if container.get("envFrom") else ""
-
-
 def _resolved(text: str, container: Object) -> str | None:
     """Put in the variables that Kubernetes puts in; None where one comes from elsewhere."""
     values = {one["name"]: one.get("value") for one in container.get("env") or () if "valueFrom" not in one}
@@ -112,10 +124,7 @@ def running(workload: Workload, installation: str) -> Check:
     name = f"{kind} {workload.name}"
     if body is None:
         text = f"there is none in namespace {installation}"
-        fix = (
-            "see whether it is installed in another namespace (--driver-namespace), or make it: alerts and runbooks know this name"
-        )
-        return Check(name, State.WRONG, text, f"{APPLY}, which has it" if workload.name == NODE else fix)
+        return Check(name, State.WRONG, text, f"see whether it is installed in another namespace (--driver-namespace); {APPLY}")
     status = body.get("status") or {}
     if kind == "DaemonSet":
         wanted, ready = int(status.get("desiredNumberScheduled") or 0), int(status.get("numberReady") or 0)
@@ -154,6 +163,9 @@ def configuration(controller: Workload, operator: Workload) -> Iterator[Check]:
     if controller.body is None and operator.body is None:
         return
     wrong, do = [], []
+    if controller.body is not None and controller.option("--rds-address") == "":
+        wrong.append("the controller is given no box, so it ends at once")
+        do.append(f"set --rds-address, or RDS_ADDRESS in the ConfigMap {CONFIG_MAP}, and restart it")
     for one in (controller, operator):
         if one.body is not None and one.option("--rds-insecure-skip-verify") in {"true", "1"}:
             wrong.append(f"{one.name} takes whoever answers for the box")
@@ -172,8 +184,6 @@ def configuration(controller: Workload, operator: Workload) -> Iterator[Check]:
         for flag in ("--rds-address", "--rds-volume-base-path", "--fence", "--snapshot-backend")
         if controller.body is not None
     }
-    text = ", ".join(
-        f"{name} {value or ('not given' if value == '' else 'not told by the template')}" for name, value in shown.items()
-    )
+    text = ", ".join(f"{name} {value or ('not given' if value == '' else 'not known')}" for name, value in shown.items())
     told = bool(shown) and None not in shown.values() and operator.option("--rds-address") is not None
     yield Check(CONFIGURATION, State.OK if told else State.NOTE, text or "the controller's template is not there")

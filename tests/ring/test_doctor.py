@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from rds_kubectl.workloads import CONFIG_MAP, KINDS
 from tests.ring.api import Object
 from tests.ring.cluster import Cluster
 from tests.ring.controlplane import ControlPlane
 from tests.ring.driver import Operator
-from tests.ring.installation import NAMESPACE
+from tests.ring.installation import NAMESPACE, say_ready
 from tests.ring.plugin import DOCTOR, VIEWER, Plugin
 from tests.ring.stack import BASE_PATH, reach
 from tests.ring.waiting import eventually
@@ -148,50 +149,30 @@ def test_an_operator_that_is_away_makes_the_box_unknown_and_old(doctor: Plugin, 
 
 @pytest.fixture
 def deployed(installed: ControlPlane) -> Iterator[ControlPlane]:
-    """All three workloads with ready pods, as far as their status says: no controller of them runs here."""
+    """All three workloads with ready pods and a box, as they and their ConfigMap say: nothing makes their pods here."""
     api = installed.api
-    controller = api.get("Deployment", "rds-csi-controller", NAMESPACE)
-    template = controller["spec"]["template"]
-    for name in ("rds-csi-controller", "rds-operator"):
-        words = ["controller"] if name == "rds-csi-controller" else []
-        container = {"name": "rds-csi", "image": "rds-csi:0.1.0", "args": [*words, *OPTIONS]}
-        labels = {"app.kubernetes.io/name": name}
-        pod = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
-        spec = {"replicas": 2, "selector": {"matchLabels": labels}, "template": pod}
-        api.apply({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
-        ready(installed, "Deployment", name, 2)
-    ready(installed, "DaemonSet", "rds-csi-node", 3)
+    before = {name: api.get(kind, name, NAMESPACE)["spec"] for name, kind in KINDS.items()}
+    api.patch("ConfigMap", CONFIG_MAP, {"data": {"RDS_ADDRESS": "192.0.2.1"}}, NAMESPACE)
+    for name, kind in KINDS.items():
+        say_ready(installed, kind, name)
     yield installed
-    api.delete("Deployment", "rds-operator", NAMESPACE)
-    api.patch("Deployment", "rds-csi-controller", {"spec": {"replicas": 1, "template": template}}, NAMESPACE)
-
-
-OPTIONS = ["--rds-address=192.0.2.1", f"--rds-volume-base-path={BASE_PATH}", "--rds-host-key=/etc/rds-csi/host-key"]
-
-
-def ready(plane: ControlPlane, kind: str, name: str, count: int) -> None:
-    """Let so many pods be ready, of two or three."""
-    generation = plane.api.get(kind, name, NAMESPACE)["metadata"]["generation"]
-    status: Object = {"observedGeneration": generation, "replicas": 2, "updatedReplicas": 2}
-    status |= {"readyReplicas": count, "availableReplicas": count}
-    if kind == "DaemonSet":
-        status = {"observedGeneration": generation, "desiredNumberScheduled": 3, "currentNumberScheduled": 3}
-        status |= {"numberMisscheduled": 0, "numberReady": count, "updatedNumberScheduled": 3}
-    plane.api.patch(kind, name, {"status": status}, NAMESPACE, subresource="status")
+    api.patch("ConfigMap", CONFIG_MAP, {"data": {"RDS_ADDRESS": ""}}, NAMESPACE)
+    for name, kind in KINDS.items():
+        api.replace({**api.get(kind, name, NAMESPACE), "spec": before[name]})
 
 
 def test_workloads_whose_pods_are_ready_are_fine_and_their_options_shown(doctor: Plugin, deployed: ControlPlane) -> None:
     checks = doctor.checks()
     names = (*WORKLOADS, "Versions", "Configuration")
     assert {name: checks[name]["state"] for name in names} == dict.fromkeys(names, "ok"), deployed
-    assert f"rds-volume-base-path {BASE_PATH}, fence none" in checks["Configuration"]["found"]
+    assert checks["Configuration"]["found"].startswith(f"rds-address 192.0.2.1, rds-volume-base-path {BASE_PATH}, fence none")
 
 
-def test_pods_that_are_not_ready_and_images_that_differ_are_found(doctor: Plugin, deployed: ControlPlane) -> None:
-    ready(deployed, "Deployment", "rds-csi-controller", 1)
-    deployed.api.patch(
-        "Deployment", "rds-operator", image("rds-csi:0.2.0", *OPTIONS[:1], "--rds-volume-base-path=/other"), NAMESPACE
-    )
+def test_pods_that_are_not_ready_and_programs_that_differ_are_found(doctor: Plugin, deployed: ControlPlane) -> None:
+    say_ready(deployed, "Deployment", "rds-csi-controller", missing=1)
+    other: Object = {"name": "rds-operator", "image": "rds-csi:0.2.0", "args": ["--rds-volume-base-path=/other"]}
+    other["envFrom"] = [{"configMapRef": {"name": CONFIG_MAP}}]
+    deployed.api.patch("Deployment", "rds-operator", {"spec": {"template": {"spec": {"containers": [other]}}}}, NAMESPACE)
     checks = doctor.checks()
     assert checks["Deployment rds-csi-controller"]["found"] == "1 of 2 ready"
     assert "being rolled out" in checks["Deployment rds-operator"]["found"]
@@ -199,5 +180,6 @@ def test_pods_that_are_not_ready_and_images_that_differ_are_found(doctor: Plugin
     assert f"another base path (/other) than the controller ({BASE_PATH})" in checks["Configuration"]["found"]
 
 
-def image(name: str, *args: str) -> Object:
-    return {"spec": {"template": {"spec": {"containers": [{"name": "rds-csi", "image": name, "args": list(args)}]}}}}
+def test_an_installation_that_nobody_has_told_of_a_box_is_wrong(doctor: Plugin) -> None:
+    check = doctor.checks()["Configuration"]
+    assert (check["state"], "RDS_ADDRESS in the ConfigMap" in check["fix"]) == ("WRONG", True)

@@ -185,7 +185,7 @@ def test_a_fence_that_is_being_changed_counts_only_once_it_takes_long() -> None:
 @pytest.mark.parametrize("kind", ["EvidenceReadable", "VerdictReadable"])
 def test_rights_that_are_missing_are_to_be_given_back(kind: str) -> None:
     record = with_condition(attached(fresh(), "node-a"), kind, "False", "Forbidden", "cannot list pods")
-    assert "kubectl apply -k manifests/base" in only(world(record)).do
+    assert "apply again what it was installed with" in only(world(record)).do
 
 
 def test_a_foreign_pod_means_corruption() -> None:

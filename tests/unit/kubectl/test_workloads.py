@@ -5,13 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import yaml
 
 from rds_csi import cli as csi_cli
 from rds_kubectl.examination import State
-from rds_kubectl.workloads import CONTROLLER, FLAGS, KINDS, NODE, OPERATOR, PREFIXES, Workload, configuration, running, versions
+from rds_kubectl.installation import shipped
+from rds_kubectl.workloads import (
+    CONFIG_MAP,
+    CONTROLLER,
+    FLAGS,
+    KINDS,
+    NODE,
+    OPERATOR,
+    PREFIXES,
+    Workload,
+    configuration,
+    running,
+    versions,
+)
 from rds_operator import cli as operator_cli
-from tests.documents import ROOT
 from tests.unit.kubectl.cluster_objects import Object
 
 IMAGE = "registry.example/storage/rds-csi:0.1.0"
@@ -73,8 +84,8 @@ def test_a_workload_that_asks_for_no_pod_is_wrong() -> None:
 
 
 def test_the_node_plugin_that_is_shipped_is_told_apart_from_its_neighbours() -> None:
-    (shipped,) = [one for one in yaml.safe_load_all((ROOT / "manifests/base/node.yaml").read_text()) if one["kind"] == "DaemonSet"]
-    container = Workload(NODE, shipped).container
+    (daemon_set,) = [one for one in shipped() if one["kind"] == "DaemonSet"]
+    container = Workload(NODE, daemon_set).container
     assert container is not None
     assert container["args"][0] == "node"
 
@@ -130,7 +141,45 @@ def test_an_operator_that_is_given_no_box_contradicts_nobody() -> None:
 )
 def test_what_comes_from_elsewhere_is_not_guessed(elsewhere: dict[str, Any]) -> None:
     state, text = configured(BOX[1], **elsewhere)
-    assert (state, "rds-address not told by the template" in text) == (State.NOTE, True)
+    assert (state, "rds-address not known" in text) == (State.NOTE, True)
+
+
+def from_config(data: Object | None, *args: str, **changes: Any) -> Workload:
+    source: dict[str, Any] = {"envFrom": [{"configMapRef": {"name": CONFIG_MAP}}]}
+    config = None if data is None else {"metadata": {"name": CONFIG_MAP}, "data": data}
+    return Workload(CONTROLLER, body(CONTROLLER, "controller", *args, **source, **changes), config)
+
+
+def test_what_the_config_map_says_counts_after_the_command_line_and_before_the_default() -> None:
+    one = from_config({"RDS_ADDRESS": "192.0.2.1", "RDS_CSI_FENCE": "allow-host-name", "RDS_PORT": ""}, "--rds-address=a")
+    assert (one.option("--rds-address"), one.option("--fence"), one.option("--rds-port")) == ("a", "allow-host-name", "22")
+    given = from_config({"RDS_ADDRESS": "b"}, env=[{"name": "RDS_ADDRESS", "value": "c"}])
+    assert given.option("--rds-address") == "c"
+
+
+def test_a_config_map_that_was_not_read_says_nothing() -> None:
+    assert from_config(None).option("--fence") is None
+    assert from_config(None, "--fence=none").option("--fence") == "none"
+
+
+def test_another_source_of_variables_may_say_anything() -> None:
+    one = from_config({"RDS_ADDRESS": "a"})
+    container = one.container
+    assert container is not None
+    container["envFrom"].append({"secretRef": {"name": "more"}})
+    assert one.option("--rds-address") is None
+
+
+def test_a_controller_that_is_given_no_box_is_wrong() -> None:
+    (check,) = configuration(from_config({"RDS_ADDRESS": ""}), workload(OPERATOR))
+    assert (check.state, "the controller is given no box" in check.found) == (State.WRONG, True)
+
+
+@pytest.mark.parametrize("name", [CONTROLLER, OPERATOR])
+def test_the_manifests_that_are_shipped_can_be_read(name: str) -> None:
+    objects = {(one["kind"], one["metadata"]["name"]): one for one in shipped()}
+    one = Workload(name, objects[KINDS[name], name], objects["ConfigMap", CONFIG_MAP])
+    assert {flag: one.option(flag) for flag in FLAGS} == {flag: default for flag, (default, _) in FLAGS.items()}
 
 
 def test_nothing_is_said_where_neither_is_there() -> None:
