@@ -18,6 +18,7 @@ from tests.ring.api import ApiError, Object, path_of
 from tests.ring.cluster import DRIVER, Cluster
 from tests.ring.controlplane import ControlPlane
 from tests.ring.definitions import install_definitions, remove_definitions
+from tests.ring.installation import NAMESPACE, OPERATOR
 from tests.ring.records import make_record
 from tests.ring.stack import BASE_PATH
 from tests.ring.waiting import eventually
@@ -112,6 +113,10 @@ def known(cluster: Cluster) -> dict[str, str]:
     for kind, spec in specs.items():
         metadata = {"name": "web", "namespace": cluster.namespace}
         cluster.api.create({"apiVersion": "kubevirt.io/v1", "kind": kind, "metadata": metadata, "spec": spec})
+    # An operator's, as one that ended leaves it.
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": OPERATOR, "namespace": NAMESPACE}}
+    if cluster.api.find("Lease", OPERATOR, NAMESPACE) is None:
+        cluster.api.create(lease)
     return {
         "NAMESPACE": cluster.namespace,
         "RECORD": volume.handle,
