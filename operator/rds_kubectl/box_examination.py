@@ -88,10 +88,13 @@ def _why_old(report: BoxReport, holder: str, now: datetime) -> str:
 def _checks(report: BoxReport, now: datetime, mode: str | None) -> Iterator[Check]:
     yield _ssh(report, now)
     yield _host_key(report)
+    known = [_version(report), _features(report, mode)]
     if report.link is Link.CONNECTED:
         yield _answers(report)
-    yield _version(report)
-    yield _features(report, mode)
+        yield from known
+        return
+    for check in known:
+        yield replace(check, state=State.UNKNOWN, found=f"when it last answered: {check.found}", fix=f"see at {SSH}")
 
 
 def _ssh(report: BoxReport, now: datetime) -> Check:

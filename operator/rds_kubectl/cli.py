@@ -110,12 +110,12 @@ async def migrations(run: Invocation) -> int:
     if run.json:
         for row in reversed(rows):
             print(json.dumps(row.to_json()), file=run.out, flush=True)
-    elif rows or run.given.watch:
+    elif rows:
         for line in table(HEADINGS, (row.cells(run.api.clock.now()) for row in rows)):
             print(line, file=run.out, flush=True)
     else:
         where = " in the records that could be read" if reader.troubles else ""
-        print(f"No migration is open, and none ended lately (--since){where}.", file=run.out)
+        print(f"No migration is open, and none ended lately (--since){where}.", file=run.out, flush=True)
     if run.given.watch:
         await _watch(run, reader, known, at)
     return DONE

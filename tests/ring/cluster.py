@@ -235,6 +235,7 @@ class Cluster:
         volume_mode: str = "Block",
         attributes: Mapping[str, str] | None = None,
         size: str = "1Gi",
+        claim: str = "",
         bound: bool = True,
     ) -> StaticVolume:
         """Make a PersistentVolume by hand, as the Go driver left them, and a claim bound to it (``bound``: wait for that).
@@ -242,7 +243,7 @@ class Cluster:
         Where it is not named (``pv``), it is named like the volume.
         """
         handle = handle or f"pvc-{uuid.uuid4()}"
-        pv, claim = pv or handle, f"static-{secrets.token_hex(3)}"
+        pv, claim = pv or handle, claim or f"static-{secrets.token_hex(3)}"
         context = {"rdsAddress": "127.0.0.1", "nvmeAddress": "127.0.0.1", "nvmePort": "4420", "nqn": NQN_PREFIX + handle}
         self._make(
             "PersistentVolume",

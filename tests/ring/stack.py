@@ -55,9 +55,9 @@ class Stack:
         """Start a shim."""
         return self._started(Shim(self.plane, self.folder / name, box, extra=extra))
 
-    def operator(self, name: str = "operator") -> Operator:
-        """Start an operator."""
-        return self._started(Operator(self.plane, self.folder / name, name=name))
+    def operator(self, name: str = "operator", box: Box | None = None, extra: tuple[str, ...] = ()) -> Operator:
+        """Start an operator; it looks at the box where one is named."""
+        return self._started(Operator(self.plane, self.folder / name, name=name, box=box, extra=extra))
 
     def sidecars(self, shim: Shim) -> list[Process]:
         """Start csi-provisioner and csi-attacher beside a shim."""

@@ -89,6 +89,13 @@ def test_a_link_that_is_down_says_since_when_and_why_and_what_to_do(link: Link) 
     assert check.found == f"{link} for 10m: no route; it last answered 11m ago"
 
 
+@pytest.mark.parametrize("link", [link for link in Link if link is not Link.CONNECTED])
+def test_what_a_box_was_able_to_do_is_nothing_known_while_it_is_not_reached(link: Link) -> None:
+    checks = found(broken(link))
+    assert {checks[name].state for name in (VERSION, FEATURES)} == {State.UNKNOWN}
+    assert checks[VERSION].found == "when it last answered: RouterOS 7.24 (stable) on RDS2216"
+
+
 def test_another_host_key_is_wrong_and_nobody_is_told_just_to_pin_it() -> None:
     check = found(broken(Link.HOST_KEY_REFUSED, "presents SHA256:x, expected SHA256:y"))[HOST_KEY]
     assert (check.state, check.found) == (State.WRONG, "presents SHA256:x, expected SHA256:y")
