@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -34,6 +35,10 @@ CONTROLLERS = (
 )
 
 
+WORKLOADS = ("deployment-controller", "replicaset-controller", "daemonset-controller", "disruption-controller")
+"""What makes pods of an installation; most tests start its processes themselves."""
+
+
 class Gateway(Protocol):
     """Something before the API server that speaks for it under a certificate of the same authority."""
 
@@ -50,8 +55,9 @@ class ControlPlane:
     ``plane.apiserver.start()``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, controllers: Sequence[str] = CONTROLLERS) -> None:
         self.folder = folder
+        self._controllers = controllers
         self.logs = folder / "logs"
         self.audit_log = folder / "audit.log"
         self.binaries = ensure(CONTROL_PLANE)
@@ -210,7 +216,7 @@ class ControlPlane:
         argv: list[str | Path] = [
             self.binaries["kube-controller-manager"],
             f"--kubeconfig={self.kubeconfig}",
-            f"--controllers={','.join(CONTROLLERS)}",
+            f"--controllers={','.join(self._controllers)}",
             "--leader-elect=false",
             f"--bind-address={LOOPBACK}",
             f"--secure-port={port}",

@@ -105,6 +105,12 @@ class SimulatedBox:
         self._make_user_key()
         self.start()
 
+    def admit(self, public_key: str) -> None:
+        """Start again with another key of the user's, as after ``/user/ssh-keys/import``: a line as in ``authorized_keys``."""
+        self.stop()
+        self._public_key.write_text(public_key)
+        self.start()
+
     def close(self) -> None:
         """Stop, and remove the control channel."""
         self.stop()
