@@ -62,15 +62,17 @@ class Container:
 class Sandbox:
     """The namespaces of one pod. ``ports`` says where each container port is reached on the loopback interface."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, logs: Path) -> None:
+        """``folder`` is for sockets, so its path is short; ``logs`` for what containers write."""
         self.name = name
+        self._logs = logs
         self.folder = folder
         self.ports: dict[int, int] = {}
         self._state = folder / "runc"
         self._state.mkdir(parents=True, exist_ok=True)
         self._running: dict[str, Process] = {}
         holder = ["unshare", "--net", "--pid", "--fork", "--kill-child", "sleep", "infinity"]
-        self._holder = Process(f"{name}: sandbox", holder, folder / "sandbox.log", ready=lambda: self._first() > 0)
+        self._holder = Process(f"{name}: sandbox", holder, logs / f"{name}-sandbox.log", ready=lambda: self._first() > 0)
         self._network: Process | None = None
         self._control = folder / "n"
 
@@ -78,7 +80,7 @@ class Sandbox:
         """Make the namespaces, and a network from which the machine's loopback interface is reached at 10.0.2.2."""
         self._holder.start()
         argv = ["slirp4netns", "--configure", "--mtu=65520", f"--api-socket={self._control}", str(self._first()), "tap0"]
-        self._network = Process(f"{self.name}: network", argv, self.folder / "network.log", ready=self._control.exists)
+        self._network = Process(f"{self.name}: network", argv, self._logs / f"{self.name}-network.log", ready=self._control.exists)
         self._network.start()
 
     def inside(self) -> tuple[str, ...]:
@@ -97,7 +99,7 @@ class Sandbox:
             self._publish(port)
         identity = f"{self.name}-{container.name}"
         argv = ["runc", "--root", str(self._state), "run", "--no-pivot", "--bundle", str(bundle), identity]
-        process = Process(f"{self.name}: {container.name}", argv, self.folder / f"{container.name}.log")
+        process = Process(f"{self.name}: {container.name}", argv, self._logs / f"{self.name}-{container.name}.log")
         self._running[container.name] = process.start()
         return process
 
@@ -120,6 +122,13 @@ class Sandbox:
     def process(self, name: str) -> Process:
         """Return a container that was started."""
         return self._running[name]
+
+    def pid(self, name: str) -> int:
+        """Return the first process of a container, as the machine numbers it."""
+        asked = subprocess.run(
+            ["runc", "--root", str(self._state), "state", f"{self.name}-{name}"], capture_output=True, text=True, check=True
+        )
+        return int(json.loads(asked.stdout)["pid"])
 
     def output(self, name: str) -> str:
         """Return the log of a container, over all its lives."""

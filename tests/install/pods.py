@@ -22,7 +22,7 @@ from tests.install.containers import Container, Mount, RootFilesystem, Sandbox, 
 from tests.ring.api import Api, ApiError, Object, Unreachable, path_of
 from tests.ring.controlplane import ControlPlane
 from tests.ring.kubelet import HANDS_OFF
-from tests.ring.processes import LOOPBACK, LOOPBACK_FROM_GUESTS, Process
+from tests.ring.processes import LOOPBACK, LOOPBACK_FROM_GUESTS
 
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 PROBE_SECONDS = 5.0
@@ -52,12 +52,15 @@ class Machine:
         namespace: whose pods.
         node: the Node on which pods without one are put.
         images: by name and tag.
-        folder: for volumes, logs and sockets; its path is short.
+        folder: for volumes and sockets; its path is short.
+        logs: for what containers write.
     """
 
-    def __init__(self, plane: ControlPlane, namespace: str, node: str, images: Mapping[str, RootFilesystem], folder: Path) -> None:
+    def __init__(
+        self, plane: ControlPlane, namespace: str, node: str, images: Mapping[str, RootFilesystem], folder: Path, logs: Path
+    ) -> None:
         self._plane, self._api, self._namespace, self._node = plane, plane.api, namespace, node
-        self._images, self._folder = images, folder
+        self._images, self._folder, self._logs = images, folder, logs
         self._pods: dict[str, _Pod] = {}
         self._count = 0
         self.refused: dict[str, str] = {}
@@ -82,10 +85,10 @@ class Machine:
             pod.sandbox.output(container) for pod in list(self._pods.values()) if pod.body["metadata"]["name"].startswith(workload)
         )
 
-    def processes(self, workload: str) -> list[Process]:
-        """Return runc of every container of a workload's pods."""
+    def processes(self, workload: str) -> list[int]:
+        """Return the first process of every container of a workload's pods, as the machine numbers it."""
         return [
-            pod.sandbox.process(container.name)
+            pod.sandbox.pid(container.name)
             for pod in list(self._pods.values())
             if pod.body["metadata"]["name"].startswith(workload)
             for container in pod.containers
@@ -134,7 +137,7 @@ class Machine:
         name = body["metadata"]["name"]
         self._count += 1
         try:
-            sandbox = Sandbox(name, self._folder / str(self._count))
+            sandbox = Sandbox(name, self._folder / str(self._count), self._logs)
             containers = [self._container(body, spec, sandbox.folder) for spec in body["spec"]["containers"]]
         except Unrunnable as error:
             # As a kubelet does: it waits until what is missing is there.
@@ -190,6 +193,8 @@ class Machine:
         }
 
     def _is_ready(self, pod: _Pod, spec: Object) -> bool:
+        if not pod.sandbox.process(spec["name"]).running:
+            return False
         probe = spec.get("readinessProbe", {}).get("httpGet")
         if probe is None:
             return True
