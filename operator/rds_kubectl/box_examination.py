@@ -70,6 +70,15 @@ def box(found: Object | None, lease: Object | None, now: datetime, *, mode: str 
     return checks
 
 
+def news(found: Object | None, lease: Object | None, now: datetime) -> BoxReport | None:
+    """Return what the active operator tells now; None where nobody does, or it is old."""
+    try:
+        report = BoxReport.of(found) if found else None
+    except ValueError:
+        return None
+    return report if report and not _why_old(report, _holder(lease, now), now) else None
+
+
 def _holder(lease: Object | None, now: datetime) -> str:
     known = lease_age(lease, now) if lease else None
     return lease["spec"]["holderIdentity"] if lease and known and known[0] <= known[1] else ""

@@ -44,24 +44,6 @@ async def examine(api: KubernetesApi, *, driver: str, installation: str) -> Exam
         (nodes, _), (csi_nodes, _) = await asyncio.gather(api.list(NODES_PATH), api.list(_CSI_NODES))
         return [examination.registrations({node["metadata"]["name"]: node for node in nodes}, csi_nodes, driver)]
 
-    async def of_operator_and_box() -> Sequence[Check]:
-        templates, checks = await _workloads(api, installation)
-        lease: dict[str, Any] | None = None
-        try:
-            lease = await _find(api, lease_path(installation))
-            checks = [examination.operator(lease, api.clock.now(), installation), *checks]
-        except ApiError as error:
-            checks = [examination.unknown("Operator", str(error)), *checks]
-        mode = templates[CONTROLLER].option("--snapshot-backend") if CONTROLLER in templates else None
-        address = templates[OPERATOR].option("--rds-address") if OPERATOR in templates else None
-
-        async def of_box() -> Sequence[Check]:
-            found = await _find(api, f"/api/v1/namespaces/{installation}/configmaps/{CONFIG_MAP}")
-            watched = None if address is None else address != ""
-            return box_examination.box(found, lease, api.clock.now(), mode=mode, watched=watched)
-
-        return [*checks, *await _attempt(box_examination.SSH, of_box)]
-
     async def of_kubevirt() -> Sequence[Check]:
         return [examination.kubevirt(await _find(api, "/apis/kubevirt.io"))]
 
@@ -73,7 +55,7 @@ async def examine(api: KubernetesApi, *, driver: str, installation: str) -> Exam
         _attempt("Record definition", of_definition),
         _attempt("CSIDriver", of_csi_driver),
         _attempt("Nodes", of_nodes),
-        of_operator_and_box(),
+        _programs_and_box(api, installation),
         _attempt("KubeVirt", of_kubevirt),
         _attempt("Rights", of_rights),
     )
@@ -81,27 +63,45 @@ async def examine(api: KubernetesApi, *, driver: str, installation: str) -> Exam
     return Examination([*first, *(check for group in groups for check in group)])
 
 
-async def _workloads(api: KubernetesApi, installation: str) -> tuple[dict[str, Workload], list[Check]]:
-    """Return the three programs' workloads that could be read, and what is to be said of them and of those that could not."""
+async def _programs_and_box(api: KubernetesApi, installation: str) -> list[Check]:
+    """Return what is to be said of the three programs, and of the box as the active operator found it."""
+    place = f"/api/v1/namespaces/{installation}/configmaps"
     known: dict[str, Workload] = {}
+    lease: dict[str, Any] | None = None
+    found: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
     with contextlib.suppress(ApiError):
         # What is in it is told as not known then.
-        config = await api.get(f"/api/v1/namespaces/{installation}/configmaps/{workloads.CONFIG_MAP}")
+        config = await api.get(f"{place}/{workloads.CONFIG_MAP}")
 
-    async def look(name: str) -> Sequence[Check]:
+    async def of_operator() -> Sequence[Check]:
+        nonlocal lease
+        lease = await _find(api, lease_path(installation))
+        return [examination.operator(lease, api.clock.now(), installation)]
+
+    async def of_workload(name: str) -> Sequence[Check]:
         path = f"/apis/apps/v1/namespaces/{installation}/{KINDS[name].lower()}s/{name}"
         known[name] = Workload(name, await _find(api, path), config)
         return [workloads.running(known[name], installation)]
 
-    groups = await asyncio.gather(*(_attempt(f"{kind} {name}", partial(look, name)) for name, kind in KINDS.items()))
-    checks = [check for group in groups for check in group]
+    async def of_box() -> Sequence[Check]:
+        nonlocal found
+        found = await _find(api, f"{place}/{CONFIG_MAP}")
+        mode = known[CONTROLLER].option("--snapshot-backend") if CONTROLLER in known else None
+        address = known[OPERATOR].option("--rds-address") if OPERATOR in known else None
+        watched = None if address is None else address != ""
+        return box_examination.box(found, lease, api.clock.now(), mode=mode, watched=watched)
+
+    checks = [*await _attempt("Operator", of_operator)]
+    for name, kind in KINDS.items():
+        checks += await _attempt(f"{kind} {name}", partial(of_workload, name))
+    of_the_box = await _attempt(box_examination.SSH, of_box)
     if known:
-        in_order = [known[name] for name in KINDS if name in known]
-        checks.append(workloads.versions(in_order, version(DISTRIBUTION)))
+        checks.append(workloads.versions([known[name] for name in KINDS if name in known], version(DISTRIBUTION)))
     if CONTROLLER in known and OPERATOR in known:
-        checks += workloads.configuration(known[CONTROLLER], known[OPERATOR])
-    return known, checks
+        report = box_examination.news(found, lease, api.clock.now())
+        checks += workloads.configuration(known[CONTROLLER], known[OPERATOR], report, installation)
+    return [*checks, *of_the_box]
 
 
 async def missing_rights(api: KubernetesApi, wanted: Sequence[Right], installation: str) -> list[Right]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from rds_kubectl.examination import APPLY, Check, State
-from rds_kubectl.installation import Object
+from rds_kubectl.installation import SHIPPED_NAMESPACE, Object
+from rds_records.box_report import BoxReport
 from rds_records.imports import DEFAULT_BASE_PATH
 
 CONTROLLER: Final = "rds-csi-controller"
@@ -158,8 +159,13 @@ def versions(workloads: Sequence[Workload], plugin: str) -> Check:
     return Check(VERSIONS, State.OK if known and all(images.values()) else State.NOTE, text)
 
 
-def configuration(controller: Workload, operator: Workload) -> Iterator[Check]:
-    """Check what the templates of controller and operator say; what comes from elsewhere is not guessed."""
+def configuration(
+    controller: Workload, operator: Workload, report: BoxReport | None = None, installation: str = SHIPPED_NAMESPACE
+) -> Iterator[Check]:
+    """Check what the templates of controller and operator say; what comes from elsewhere is not guessed.
+
+    ``report`` is what the active operator tells: a process goes by what was said when it started.
+    """
     if controller.body is None and operator.body is None:
         return
     wrong, do = [], []
@@ -176,6 +182,10 @@ def configuration(controller: Workload, operator: Workload) -> Iterator[Check]:
             if ours is not None and its is not None and ours != its:
                 wrong.append(f"the operator has another {what} ({its}) than the controller ({ours})")
                 do.append(f"give both the same {flag}: what the operator says of volumes and orphans is not of this box and place")
+    for what, says, has in _since_the_start(operator, report) if report else ():
+        wrong.append(f"the operator runs with another {what} ({has}) than it is given now ({says})")
+        restart = f"kubectl -n {installation} rollout restart deployment {CONTROLLER} {OPERATOR}"
+        do.append(f"see which is right; what is given now counts once they start anew: `{restart}`")
     if wrong:
         yield Check(CONFIGURATION, State.WRONG, "; ".join(wrong), "; ".join(dict.fromkeys(do)))
         return
@@ -187,3 +197,12 @@ def configuration(controller: Workload, operator: Workload) -> Iterator[Check]:
     text = ", ".join(f"{name} {value or ('not given' if value == '' else 'not known')}" for name, value in shown.items())
     told = bool(shown) and None not in shown.values() and operator.option("--rds-address") is not None
     yield Check(CONFIGURATION, State.OK if told else State.NOTE, text or "the controller's template is not there")
+
+
+def _since_the_start(operator: Workload, report: BoxReport) -> Iterator[tuple[str, str, str]]:
+    """Yield what an operator that runs was told otherwise when it started: what it is, what is said now, what was said then."""
+    host, port, path = (operator.option(flag) for flag in ("--rds-address", "--rds-port", "--rds-volume-base-path"))
+    if host and port and report.address != f"{host}:{port}":
+        yield "box", f"{host}:{port}", report.address
+    if path and report.base_path != path:
+        yield "base path", path, report.base_path

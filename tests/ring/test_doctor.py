@@ -148,15 +148,15 @@ def test_an_operator_that_is_away_makes_the_box_unknown_and_old(doctor: Plugin, 
 
 
 @pytest.fixture
-def deployed(installed: ControlPlane) -> Iterator[ControlPlane]:
-    """All three workloads with ready pods and a box, as they and their ConfigMap say: nothing makes their pods here."""
+def deployed(installed: ControlPlane, watching: Operator, watched_box: SimulatedBox) -> Iterator[ControlPlane]:
+    """All three workloads with ready pods and the operator's box, as their ConfigMap says: nothing makes pods here."""
     api = installed.api
     before = {name: api.get(kind, name, NAMESPACE)["spec"] for name, kind in KINDS.items()}
-    api.patch("ConfigMap", CONFIG_MAP, {"data": {"RDS_ADDRESS": "192.0.2.1"}}, NAMESPACE)
+    api.patch("ConfigMap", CONFIG_MAP, {"data": {"RDS_ADDRESS": "127.0.0.1", "RDS_PORT": str(watched_box.port)}}, NAMESPACE)
     for name, kind in KINDS.items():
         say_ready(installed, kind, name)
     yield installed
-    api.patch("ConfigMap", CONFIG_MAP, {"data": {"RDS_ADDRESS": ""}}, NAMESPACE)
+    api.patch("ConfigMap", CONFIG_MAP, {"data": {"RDS_ADDRESS": "", "RDS_PORT": "22"}}, NAMESPACE)
     for name, kind in KINDS.items():
         api.replace({**api.get(kind, name, NAMESPACE), "spec": before[name]})
 
@@ -165,7 +165,7 @@ def test_workloads_whose_pods_are_ready_are_fine_and_their_options_shown(doctor:
     checks = doctor.checks()
     names = (*WORKLOADS, "Versions", "Configuration")
     assert {name: checks[name]["state"] for name in names} == dict.fromkeys(names, "ok"), deployed
-    assert checks["Configuration"]["found"].startswith(f"rds-address 192.0.2.1, rds-volume-base-path {BASE_PATH}, fence none")
+    assert checks["Configuration"]["found"].startswith(f"rds-address 127.0.0.1, rds-volume-base-path {BASE_PATH}, fence none")
 
 
 def test_pods_that_are_not_ready_and_programs_that_differ_are_found(doctor: Plugin, deployed: ControlPlane) -> None:
@@ -178,6 +178,13 @@ def test_pods_that_are_not_ready_and_programs_that_differ_are_found(doctor: Plug
     assert "being rolled out" in checks["Deployment rds-operator"]["found"]
     assert (checks["Versions"]["state"], checks["Configuration"]["state"]) == ("note", "WRONG")
     assert f"another base path (/other) than the controller ({BASE_PATH})" in checks["Configuration"]["found"]
+
+
+def test_pods_that_run_with_another_box_than_the_config_map_names_are_found(doctor: Plugin, deployed: ControlPlane) -> None:
+    found(doctor, "Box SSH", "ok")
+    deployed.api.patch("ConfigMap", CONFIG_MAP, {"data": {"RDS_ADDRESS": "192.0.2.1"}}, NAMESPACE)
+    check = doctor.checks()["Configuration"]
+    assert (check["state"], "the operator runs with another box (127.0.0.1:" in check["found"]) == ("WRONG", True)
 
 
 def test_an_installation_that_nobody_has_told_of_a_box_is_wrong(doctor: Plugin) -> None:

@@ -38,6 +38,7 @@ MASKS = (
     (r"(virt-launcher-\w+|kubevirt-migrate-vm)-[0-9a-z]{5,6}\b", r"\1-SUFFIX"),
     (r"SHA256:[A-Za-z0-9+/]{43}", "FINGERPRINT"),
     (r"\b\d+\.\d+\.\d+\.\d+:\d+\b", "BOX"),
+    (r"\b(rds-address) [\d.]+", r"\1 HOST"),
     (r"port \d+ on \d+\.\d+\.\d+\.\d+", "PORT"),
     (r"\brds-[0-9a-f]{8}\b", "rds"),
     (r"\bv?\d+\.\d+\.\d+\b", "VERSION"),
@@ -73,7 +74,7 @@ def play(stack: Stack) -> dict[str, str]:
     shim = stack.shim(reach(box))
     stack.sidecars(shim)
     stack.operator("rds-operator-7d9c", reach(box), ("--inventory-interval=0.5s",))
-    api.patch("ConfigMap", CONFIG_MAP, {"data": {"RDS_ADDRESS": "10.0.0.5"}}, NAMESPACE)
+    api.patch("ConfigMap", CONFIG_MAP, {"data": {"RDS_ADDRESS": "127.0.0.1", "RDS_PORT": str(box.port)}}, NAMESPACE)
     for name, kind in KINDS.items():
         say_ready(stack.plane, kind, name)
     person = Plugin(stack.plane, VIEWER, RELEASER, DOCTOR)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rds_kubectl.box_examination import ANSWERS, FEATURES, HOST_KEY, SSH, VERSION, box
+from rds_kubectl.box_examination import ANSWERS, FEATURES, HOST_KEY, SSH, VERSION, box, news
 from rds_kubectl.examination import Check, State
 from rds_records.box_report import CONFIG_MAP, REPEAT, BoxReport, Link
 from tests.unit.kubectl.cluster_objects import NOW, Object, lease
@@ -76,6 +76,14 @@ def test_old_news_is_shown_with_its_age_and_nothing_known(report: BoxReport, hel
     assert states(checks) == {State.UNKNOWN}
     assert checks[SSH].found.startswith(f"{why}; ")
     assert all(" ago: " in check.found for check in checks.values())
+
+
+def test_only_what_the_active_operator_tells_now_is_news() -> None:
+    assert news(told(GOOD), lease(), NOW) == GOOD
+    assert news(told(GOOD), None, NOW) is None
+    assert news(told(GOOD.replace(observed_time=SILENT_FOR_LONG)), lease(), NOW) is None
+    assert news(None, lease(), NOW) is None
+    assert news({"data": {"box.json": "{"}}, lease(), NOW) is None
 
 
 def test_old_trouble_is_not_sold_as_todays() -> None:

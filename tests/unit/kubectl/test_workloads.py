@@ -24,6 +24,7 @@ from rds_kubectl.workloads import (
 )
 from rds_operator import cli as operator_cli
 from tests.unit.kubectl.cluster_objects import Object
+from tests.unit.kubectl.test_box_examination import GOOD
 
 IMAGE = "registry.example/storage/rds-csi:0.1.0"
 BOX = ["--rds-address=192.0.2.1", "--rds-volume-base-path=/pool/volumes"]
@@ -173,6 +174,23 @@ def test_another_source_of_variables_may_say_anything() -> None:
 def test_a_controller_that_is_given_no_box_is_wrong() -> None:
     (check,) = configuration(from_config({"RDS_ADDRESS": ""}), workload(OPERATOR))
     assert (check.state, "the controller is given no box" in check.found) == (State.WRONG, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"address": "192.0.2.9:22"}, "another box (192.0.2.9:22) than it is given now (192.0.2.1:22)"),
+        ({"base_path": "/old"}, "another base path (/old) than it is given now (/pool/volumes)"),
+    ],
+)
+def test_an_operator_that_was_not_restarted_since_it_was_given_another_box_is_told(changes: dict[str, Any], what: str) -> None:
+    report = GOOD.replace(base_path="/pool/volumes")
+    controller, operator = workload(CONTROLLER, "controller", *BOX), workload(OPERATOR, *BOX)
+    (fine,) = configuration(controller, operator, report)
+    assert fine.state is State.OK
+    (check,) = configuration(controller, operator, report.replace(**changes), "elsewhere")
+    assert (check.state, what in check.found) == (State.WRONG, True)
+    assert "kubectl -n elsewhere rollout restart deployment rds-csi-controller" in check.fix
 
 
 @pytest.mark.parametrize("name", [CONTROLLER, OPERATOR])
