@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.monitoring.rules import RUNBOOK_URL
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "manifests" / "chart"
 NAMESPACE = "namespace: rds-csi"
@@ -206,6 +208,11 @@ def network_policies(_: str) -> Sequence[Replacement]:
     )
 
 
+def prometheus_rule(_: str) -> Sequence[Replacement]:
+    """Return the replacement of where the pages of the alerts are."""
+    return ((f"runbook_url: {RUNBOOK_URL}", "runbook_url: {{ $.Values.monitoring.runbooks }}"),)
+
+
 def definition(_: str) -> Sequence[Replacement]:
     """Return the replacement that keeps the records, and with them who holds which volume, when the chart is uninstalled."""
     name = "  name: volumeattachmentrecords.rds.csi.srvlab.io\n"
@@ -234,7 +241,7 @@ TEMPLATES = {
     f"{BASE}/operator.yaml": (operator, ""),
     f"{BASE}/node.yaml": (node, ""),
     f"{MONITORING}/podmonitors.yaml": (nothing, "monitoring.podMonitors"),
-    f"{MONITORING}/prometheusrule.yaml": (nothing, "monitoring.prometheusRule"),
+    f"{MONITORING}/prometheusrule.yaml": (prometheus_rule, "monitoring.prometheusRule"),
     f"{MONITORING}/dashboard-configmap.yaml": (nothing, "monitoring.dashboard"),
 }
 """By manifest: its replacements, and the value that it is there for (empty: always)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,14 @@ def test_without_snapshots_nothing_of_the_snapshot_kinds_is_left() -> None:
     pod = rendered["Deployment", NAMESPACE, CONTROLLER]["spec"]["template"]["spec"]
     names = [container["name"] for container in pod["containers"]]
     assert names == [CONTROLLER, "csi-provisioner", "csi-attacher", "csi-resizer"]
+
+
+def test_alerts_lead_to_where_the_runbooks_are_served() -> None:
+    place = "https://wiki.example/storage/"
+    rule = rendered_by_helm("--set", f"monitoring.runbooks={place}")["PrometheusRule", NAMESPACE, "rds-csi"]
+    links = re.findall(r"'runbook_url': '([^']+)'", str(rule))
+    assert len(links) > 10
+    assert [link for link in links if not re.fullmatch(rf"{place}RdsCsi\w+\.html", link)] == []
 
 
 def test_pods_are_replaced_when_their_settings_change() -> None:
