@@ -19,6 +19,10 @@ REPEAT: Final = timedelta(minutes=5)
 """So often at least it is written again while nothing changes, so that its age says whether anybody still looks."""
 
 
+_PASSING: Final = ("observed_time", "answered_time", "exported_disks", "clock_ahead_seconds", "operator_clock_seconds")
+"""What changes without any news."""
+
+
 class Link(StrEnum):
     """How the operator's SSH link to the box does."""
 
@@ -78,6 +82,12 @@ class BoxReport(BaseModel):
     """Whether it keeps Btrfs subvolumes, without which there are no snapshots and no clones."""
 
     no_subvolumes: str = ""
+    clock_ahead_seconds: float | None = None
+    """By how much the box's clock is ahead of the API server's; it tells whole seconds."""
+
+    operator_clock_seconds: float | None = None
+    """How far the clock of the operator's machine is from the API server's, without sign."""
+
     exported_disks: int | None = None
     """Disks made of files that are exported over NVMe/TCP, whosoever they are."""
 
@@ -86,11 +96,10 @@ class BoxReport(BaseModel):
         return self.model_copy(update=changes)
 
     def says_the_same(self, other: BoxReport | None) -> bool:
-        """Tell whether nothing but time has passed, and disks have come and gone."""
+        """Tell whether nothing but time has passed, clocks have drifted, and disks have come and gone."""
         if other is None:
             return False
-        times = {"observed_time": self.observed_time, "answered_time": self.answered_time, "exported_disks": self.exported_disks}
-        return other.replace(**times) == self
+        return other.replace(**{name: getattr(self, name) for name in _PASSING}) == self
 
     def data(self) -> dict[str, str]:
         """Return what the ConfigMap holds."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from rds_kubectl import examination
 from rds_kubectl.examination import Check, State
 from rds_kubectl.installation import Object
 from rds_kubectl.world import lease_age
@@ -22,6 +23,8 @@ HOST_KEY: Final = "Box host key"
 ANSWERS: Final = "Box answers"
 VERSION: Final = "Box version"
 FEATURES: Final = "Box features"
+CLOCK: Final = "Box clock"
+OPERATOR_CLOCK: Final = "Operator clock"
 
 ROUNDS: Final = 3
 LEAST_PATIENCE: Final = timedelta(minutes=3)
@@ -97,13 +100,23 @@ def _why_old(report: BoxReport, holder: str, now: datetime) -> str:
 def _checks(report: BoxReport, now: datetime, mode: str | None) -> Iterator[Check]:
     yield _ssh(report, now)
     yield _host_key(report)
-    known = [_version(report), _features(report, mode)]
+    known = [_version(report), _features(report, mode), _clock(report)]
     if report.link is Link.CONNECTED:
         yield _answers(report)
         yield from known
-        return
-    for check in known:
-        yield replace(check, state=State.UNKNOWN, found=f"when it last answered: {check.found}", fix=f"see at {SSH}")
+    else:
+        for check in known:
+            yield replace(check, state=State.UNKNOWN, found=f"when it last answered: {check.found}", fix=f"see at {SSH}")
+    if report.operator_clock_seconds is not None:
+        yield _operator_clock(report.operator_clock_seconds)
+
+
+def _operator_clock(seconds: float) -> Check:
+    text = f"the clock of the operator's machine is {seconds:.1f} s from the API server's"
+    if seconds > examination.CLOCK.total_seconds():
+        fix = "synchronize both clocks (NTP): a deadline that runs while the operator restarts fires late by as much"
+        return Check(OPERATOR_CLOCK, State.WRONG, text, fix)
+    return Check(OPERATOR_CLOCK, State.OK, text)
 
 
 def _ssh(report: BoxReport, now: datetime) -> Check:
@@ -144,6 +157,18 @@ def _version(report: BoxReport) -> Check:
         fix = f"nothing older than {'.'.join(map(str, OLDEST_SEEN))} was ever seen to work: try it out, or update the box"
         return Check(VERSION, State.NOTE, text, fix)
     return Check(VERSION, State.OK, text)
+
+
+def _clock(report: BoxReport) -> Check:
+    if report.clock_ahead_seconds is None:
+        return Check(CLOCK, State.UNKNOWN, "the box has not told it yet", f"see at {ANSWERS}")
+    ahead = report.clock_ahead_seconds
+    text = f"{abs(ahead):.1f} s {'ahead of' if ahead >= 0 else 'behind'} the API server's"
+    if abs(ahead) > examination.CLOCK.total_seconds():
+        return Check(
+            CLOCK, State.NOTE, text, "synchronize it (NTP): nothing is decided by it, but its log cannot be compared with others"
+        )
+    return Check(CLOCK, State.OK, text)
 
 
 def _features(report: BoxReport, mode: str | None) -> Check:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -37,8 +37,12 @@ MOST_CHARACTERS: Final = 500
 """Of what is told of one failure."""
 
 SYSTEM: Final = "system"
+CLOCK: Final = "clock"
 SUBVOLUMES: Final = "subvolumes"
 """What is asked for beside a round, as it is named where it fails."""
+
+KEPT: Final = {"answered_time", "router_os", "board", "subvolumes", "no_subvolumes", "exported_disks", "clock_ahead_seconds"}
+"""What stays as it was told last, through outages and another operator's taking over."""
 
 _NOT_ANSWERED = (BoxUnreachable, OutcomeUnknown)
 
@@ -71,15 +75,20 @@ class BoxReporter:
         *,
         operator: str,
         interval: float,
+        disagreement: Callable[[], timedelta],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``operator`` is the identity in the Lease; ``interval`` is in seconds, between two rounds."""
+        """``operator`` is the identity in the Lease; ``interval`` is in seconds, between two rounds.
+
+        ``disagreement`` tells how far the clock of this machine is from the API server's.
+        """
         self._runner = runner
         self._settings = settings
         self._base_path = base_path
         self._kept = kept
         self._operator = operator
         self._interval = interval
+        self._disagreement = disagreement
         self._monotonic = monotonic
         self._last: BoxReport | None = None
         self._written: BoxReport | None = None
@@ -120,11 +129,7 @@ class BoxReporter:
     def _link(self, seen: Sighting, before: BoxReport | None, now: datetime) -> BoxReport:
         link, trouble = link_of(seen)
         connected = link is Link.CONNECTED
-        known: Mapping[str, Any] = (
-            before.model_dump(include={"answered_time", "router_os", "board", "subvolumes", "no_subvolumes", "exported_disks"})
-            if before
-            else {}
-        )
+        known: Mapping[str, Any] = before.model_dump(include=KEPT) if before else {}
         report = BoxReport(
             operator=self._operator,
             version=version("rds-csi"),
@@ -137,6 +142,7 @@ class BoxReporter:
             link=link,
             since=self._last.since if self._last and self._last.link is link else now,
             trouble=trouble,
+            operator_clock_seconds=round(self._disagreement().total_seconds(), 1),
             unanswered={what: str(error)[:MOST_CHARACTERS] for what, error in seen.failed.items()} if connected else {},
             **known,
         )
@@ -150,9 +156,10 @@ class BoxReporter:
         unanswered = dict(report.unanswered)
         if self._last and self._last.link is Link.CONNECTED and self._monotonic() < self._ask_again:
             # What could not be told then has not been asked for since.
-            unanswered |= {what: why for what, why in self._last.unanswered.items() if what in {SYSTEM, SUBVOLUMES}}
+            unanswered |= {what: why for what, why in self._last.unanswered.items() if what in {SYSTEM, CLOCK, SUBVOLUMES}}
             return report.replace(**changes, unanswered=unanswered)
-        self._ask_again = self._monotonic() + REPEAT.total_seconds()
+        began = self._monotonic()
+        self._ask_again = began + REPEAT.total_seconds()
 
         async def ask(what: str, question: Awaitable[dict[str, Any]]) -> None:
             try:
@@ -161,6 +168,7 @@ class BoxReporter:
                 unanswered[what] = str(error)[:MOST_CHARACTERS]
 
         await ask(SYSTEM, self._system())
+        await ask(CLOCK, self._clock(report.observed_time, began))
         if seen.pool is not None:
             await ask(SUBVOLUMES, self._subvolumes())
         return report.replace(**changes, unanswered=unanswered)
@@ -168,6 +176,14 @@ class BoxReporter:
     async def _system(self) -> dict[str, Any]:
         found = await Box(self._runner).resource(deadline=self._monotonic() + ANSWER_SECONDS)
         return {"router_os": found.version, "board": found.board or None}
+
+    async def _clock(self, now: datetime, then: float) -> dict[str, Any]:
+        """Compare the box's clock with the API server's, which stood at ``now`` when our own monotonic one stood at ``then``."""
+        asked = self._monotonic()
+        told = await Box(self._runner).clock(deadline=asked + ANSWER_SECONDS)
+        # Half a second: it tells whole ones.
+        ours = now + timedelta(seconds=(asked + self._monotonic()) / 2 - then - 0.5)
+        return {"clock_ahead_seconds": round((told - ours).total_seconds(), 1)}
 
     async def _subvolumes(self) -> dict[str, Any]:
         try:

@@ -150,6 +150,7 @@ class Operator:
             OwnConfigMap(self.api, settings.namespace, box_report.CONFIG_MAP),
             operator=settings.identity,
             interval=settings.inventory_interval,
+            disagreement=clock.disagreement,
         )
         self.metrics.registry.register(BoxGauges(inventory, base_path.mount_point))
         self.metrics.registry.register(OrphanGauges(orphans))
