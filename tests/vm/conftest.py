@@ -66,7 +66,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest]]:
     """The guests, by name: ``box``, a target, and the initiators ``node-a`` and ``node-b``.
 
-    ``node-c``, without native multipath, is started by who needs it.
+    ``node-c``, without native multipath, and ``node-d``, with room for an image, are started by who needs them.
     """
     with Guests(tmp_path_factory.mktemp("guests")) as guests:
         made = [guests.target("box", forwards=FORWARDS)]
@@ -74,6 +74,7 @@ def guests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Guest
         made += [guests.initiator(name, forwards=ports) for name in NODES]
         guests.start(*made)
         made.append(guests.initiator("node-c", forwards=[NODE_SERVICE_PORT], multipath=False))
+        made.append(guests.initiator("node-d", forwards=[KUBELET_PORT, METRICS_PORT], memory=2048))
         yield {guest.name: guest for guest in made}
 
 
