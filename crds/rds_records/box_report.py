@@ -19,7 +19,7 @@ REPEAT: Final = timedelta(minutes=5)
 """So often at least it is written again while nothing changes, so that its age says whether anybody still looks."""
 
 
-_PASSING: Final = ("observed_time", "answered_time", "exported_disks", "clock_ahead_seconds", "operator_clock_seconds")
+_PASSING: Final = ("observed_time", "answered_time", "exported_disks", "operator_clock_seconds")
 """What changes without any news."""
 
 
@@ -82,9 +82,6 @@ class BoxReport(BaseModel):
     """Whether it keeps Btrfs subvolumes, without which there are no snapshots and no clones."""
 
     no_subvolumes: str = ""
-    clock_ahead_seconds: float | None = None
-    """By how much the box's clock is ahead of the API server's; it tells whole seconds."""
-
     operator_clock_seconds: float | None = None
     """How far the clock of the operator's machine is from the API server's, without sign."""
 
@@ -96,7 +93,7 @@ class BoxReport(BaseModel):
         return self.model_copy(update=changes)
 
     def says_the_same(self, other: BoxReport | None) -> bool:
-        """Tell whether nothing but time has passed, clocks have drifted, and disks have come and gone."""
+        """Tell whether nothing but time has passed, a clock has drifted, and disks have come and gone."""
         if other is None:
             return False
         return other.replace(**{name: getattr(self, name) for name in _PASSING}) == self

@@ -23,7 +23,6 @@ HOST_KEY: Final = "Box host key"
 ANSWERS: Final = "Box answers"
 VERSION: Final = "Box version"
 FEATURES: Final = "Box features"
-CLOCK: Final = "Box clock"
 OPERATOR_CLOCK: Final = "Operator clock"
 
 ROUNDS: Final = 3
@@ -100,7 +99,7 @@ def _why_old(report: BoxReport, holder: str, now: datetime) -> str:
 def _checks(report: BoxReport, now: datetime, mode: str | None) -> Iterator[Check]:
     yield _ssh(report, now)
     yield _host_key(report)
-    known = [_version(report), _features(report, mode), _clock(report)]
+    known = [_version(report), _features(report, mode)]
     if report.link is Link.CONNECTED:
         yield _answers(report)
         yield from known
@@ -157,18 +156,6 @@ def _version(report: BoxReport) -> Check:
         fix = f"nothing older than {'.'.join(map(str, OLDEST_SEEN))} was ever seen to work: try it out, or update the box"
         return Check(VERSION, State.NOTE, text, fix)
     return Check(VERSION, State.OK, text)
-
-
-def _clock(report: BoxReport) -> Check:
-    if report.clock_ahead_seconds is None:
-        return Check(CLOCK, State.UNKNOWN, "the box has not told it yet", f"see at {ANSWERS}")
-    ahead = report.clock_ahead_seconds
-    text = f"{abs(ahead):.1f} s {'ahead of' if ahead >= 0 else 'behind'} the API server's"
-    if abs(ahead) > examination.CLOCK.total_seconds():
-        return Check(
-            CLOCK, State.NOTE, text, "synchronize it (NTP): nothing is decided by it, but its log cannot be compared with others"
-        )
-    return Check(CLOCK, State.OK, text)
 
 
 def _features(report: BoxReport, mode: str | None) -> Check:

@@ -37,11 +37,10 @@ MOST_CHARACTERS: Final = 500
 """Of what is told of one failure."""
 
 SYSTEM: Final = "system"
-CLOCK: Final = "clock"
 SUBVOLUMES: Final = "subvolumes"
 """What is asked for beside a round, as it is named where it fails."""
 
-KEPT: Final = {"answered_time", "router_os", "board", "subvolumes", "no_subvolumes", "exported_disks", "clock_ahead_seconds"}
+KEPT: Final = {"answered_time", "router_os", "board", "subvolumes", "no_subvolumes", "exported_disks"}
 """What stays as it was told last, through outages and another operator's taking over."""
 
 _NOT_ANSWERED = (BoxUnreachable, OutcomeUnknown)
@@ -156,10 +155,9 @@ class BoxReporter:
         unanswered = dict(report.unanswered)
         if self._last and self._last.link is Link.CONNECTED and self._monotonic() < self._ask_again:
             # What could not be told then has not been asked for since.
-            unanswered |= {what: why for what, why in self._last.unanswered.items() if what in {SYSTEM, CLOCK, SUBVOLUMES}}
+            unanswered |= {what: why for what, why in self._last.unanswered.items() if what in {SYSTEM, SUBVOLUMES}}
             return report.replace(**changes, unanswered=unanswered)
-        began = self._monotonic()
-        self._ask_again = began + REPEAT.total_seconds()
+        self._ask_again = self._monotonic() + REPEAT.total_seconds()
 
         async def ask(what: str, question: Awaitable[dict[str, Any]]) -> None:
             try:
@@ -168,7 +166,6 @@ class BoxReporter:
                 unanswered[what] = str(error)[:MOST_CHARACTERS]
 
         await ask(SYSTEM, self._system())
-        await ask(CLOCK, self._clock(report.observed_time, began))
         if seen.pool is not None:
             await ask(SUBVOLUMES, self._subvolumes())
         return report.replace(**changes, unanswered=unanswered)
@@ -176,14 +173,6 @@ class BoxReporter:
     async def _system(self) -> dict[str, Any]:
         found = await Box(self._runner).resource(deadline=self._monotonic() + ANSWER_SECONDS)
         return {"router_os": found.version, "board": found.board or None}
-
-    async def _clock(self, now: datetime, then: float) -> dict[str, Any]:
-        """Compare the box's clock with the API server's, which stood at ``now`` when our own monotonic one stood at ``then``."""
-        asked = self._monotonic()
-        told = await Box(self._runner).clock(deadline=asked + ANSWER_SECONDS)
-        # Half a second: it tells whole ones.
-        ours = now + timedelta(seconds=(asked + self._monotonic()) / 2 - then - 0.5)
-        return {"clock_ahead_seconds": round((told - ours).total_seconds(), 1)}
 
     async def _subvolumes(self) -> dict[str, Any]:
         try:

@@ -17,7 +17,7 @@ from tests.ring.stack import BASE_PATH, reach
 from tests.ring.waiting import eventually
 from tests.simulator.box import SimulatedBox
 
-OF_THE_BOX = ("Box SSH", "Box host key", "Box answers", "Box version", "Box features", "Box clock")
+OF_THE_BOX = ("Box SSH", "Box host key", "Box answers", "Box version", "Box features", "Operator clock")
 WORKLOADS = ("Deployment rds-csi-controller", "Deployment rds-operator", "DaemonSet rds-csi-node")
 
 
@@ -116,17 +116,6 @@ def test_a_box_with_another_host_key_is_told_with_both_fingerprints(doctor: Plug
     assert "find out why the key changed" in check["fix"]
     reach(watched_box)
     found(doctor, "Box host key", "ok")
-
-
-def test_a_clock_of_the_box_that_is_off_is_noted(doctor: Plugin, watched_box: SimulatedBox, watching: Operator) -> None:
-    watching.stop()
-    watched_box.switch(clock_ahead=-60)
-    watching.start()
-    try:
-        found(doctor, "Box clock", "note", " s behind the API server's")
-        assert doctor.checks()["Operator clock"]["state"] == "ok"
-    finally:
-        watched_box.switch(clock_ahead=0)
 
 
 @pytest.mark.usefixtures("watching")

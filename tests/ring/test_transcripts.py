@@ -33,7 +33,6 @@ MASKS = (
     (r"\b\d\d:\d\d:\d\d\b", "TIME"),
     (r"\b(\d+(ms|[smhd]))+\b", "AGE"),
     (r"\b\d+\.\d s\b", "SECONDS"),
-    (r"SECONDS (behind|ahead of) the", "SECONDS off the"),
     (r"pvc-[0-9a-f]{8}-[0-9a-f-]{27}", "HANDLE"),
     (r"csi-[0-9a-f]{64}", "ATTACHMENT"),
     (r"(virt-launcher-\w+|kubevirt-migrate-vm)-[0-9a-z]{5,6}\b", r"\1-SUFFIX"),

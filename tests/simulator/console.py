@@ -18,17 +18,9 @@ from tests.simulator.menu import Call, Machine, Menu, Row, end_expected
 from tests.simulator.store import Store
 from tests.simulator.subvolume_menu import SubvolumeMenu
 from tests.simulator.switches import Switches
-from tests.simulator.system_menu import ClockMenu, HealthMenu, IdentityMenu, ResourceMenu
+from tests.simulator.system_menu import HealthMenu, IdentityMenu, ResourceMenu
 
-MENUS: tuple[Callable[[Machine], Menu], ...] = (
-    DiskMenu,
-    FileMenu,
-    SubvolumeMenu,
-    HealthMenu,
-    ResourceMenu,
-    ClockMenu,
-    IdentityMenu,
-)
+MENUS: tuple[Callable[[Machine], Menu], ...] = (DiskMenu, FileMenu, SubvolumeMenu, HealthMenu, ResourceMenu, IdentityMenu)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,6 @@ class Switches:
     or ``refuse``. Not known."""
     version: str = "7.16"
     """RouterOS's version. From 7.18 on there is ``/disk/btrfs``; 7.24 prints ``/file`` and empty answers in another layout."""
-    clock_ahead: float = 0.0
-    """Seconds by which its clock is ahead of the true time."""
     rose_storage: bool = True
     """Whether the package rose-storage is installed: without it there is neither Btrfs nor NVMe/TCP."""
     allow_host_name: str = "many"

@@ -1,7 +1,6 @@
-"""``/system``: sensors, version, clock and name of the box."""
+"""``/system``: sensors, version and name of the box."""
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
 
 from tests.simulator import frame
 from tests.simulator.menu import Call, Menu, Row
@@ -51,33 +50,6 @@ class ResourceMenu(Menu):
                 "architecture-name": "arm64",
                 "board-name": "RDS2216",
                 "platform": "MikroTik",
-            }
-        )
-
-
-class ClockMenu(Menu):
-    """Its local time, and how far that is from UTC."""
-
-    path = "/system/clock"
-    can_find = False
-
-    @property
-    def commands(self) -> Mapping[str, Callable[[Call], str]]:
-        """Only ``print``."""
-        return {"print": self._print}
-
-    def _print(self, call: Call) -> str:
-        call.arguments(())
-        now = datetime.fromisoformat(self.machine.now()) + timedelta(seconds=self.switches.clock_ahead)
-        offset = now.astimezone().isoformat()[-6:]
-        return frame.readings(
-            {
-                "time": f"{now:%H:%M:%S}",
-                "date": f"{now:%Y-%m-%d}",
-                "time-zone-autodetect": "yes",
-                "time-zone-name": "manual",
-                "gmt-offset": offset,
-                "dst-active": "no",
             }
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 
 import pytest
 
@@ -100,12 +99,6 @@ def test_it_tells_its_version_board_and_uptime(ros: SimulatedBox, version: str) 
 )
 def test_a_time_is_printed_in_weeks_to_seconds(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_it_tells_its_time_and_how_far_that_is_from_utc(ros: SimulatedBox) -> None:
-    readings = {line.split(": ")[0].strip(): line.split(": ")[1] for line in ros.run("/system clock print").splitlines()}
-    told = datetime.fromisoformat(f"{readings['date']}T{readings['time']}{readings['gmt-offset']}")
-    assert abs((datetime.now(UTC) - told).total_seconds()) < 30
 
 
 def test_it_has_a_name(ros: SimulatedBox) -> None:

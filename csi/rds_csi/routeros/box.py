@@ -10,7 +10,6 @@ import enum
 import re
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
 from time import monotonic
 
 from rds_csi.routeros import commands, exchange, readings
@@ -171,10 +170,6 @@ class Box:
     async def resource(self, *, deadline: float) -> Resource:
         """Read what the box is."""
         return readings.resource(await self._runner.run(commands.print_resource(), deadline=deadline))
-
-    async def clock(self, *, deadline: float) -> datetime:
-        """Read the box's time, in whole seconds."""
-        return readings.clock(await self._runner.run(commands.print_clock(), deadline=deadline))
 
     async def traffic(self, slots: Iterable[Slot], *, deadline: float) -> Mapping[str, Traffic]:
         """Read the traffic of these disks by slot; NoSuchItem where the box does not know one of them."""

@@ -244,11 +244,6 @@ def print_resource() -> str:
     return "/system resource print"
 
 
-def print_clock() -> str:
-    """Read the box's time."""
-    return "/system clock print"
-
-
 def monitor_traffic(slots: Iterable[Slot]) -> str:
     """Read the traffic of each of these disks once; without ``once`` the command never ends."""
     return "; ".join(f"/disk monitor-traffic {slot} once" for slot in slots)

@@ -1,12 +1,11 @@
-"""What the box says of its own state: sensors, traffic, version, clock (pure).
+"""What the box says of its own state: sensors, traffic, version (pure).
 
-Layouts are those of MikroTik's manual, pages "Health", "/disk/monitor-traffic", "Resource" and "Clock", and of a capture of 7.16.
+Layouts are those of MikroTik's manual, pages "Health", "/disk/monitor-traffic" and "Resource", and of a capture of 7.16.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from rds_csi.routeros import parser
 from rds_csi.routeros.errors import MalformedAnswer
@@ -76,33 +75,11 @@ def resource(output: Output) -> Resource:
     """
     if output.exit_status != 0 or output.stderr.strip():
         raise parser.failure(f"{output.stderr}\n{output.stdout}")
-    found = _values(output)
+    rows = (_READING.fullmatch(line.rstrip()) for line in output.stdout.splitlines())
+    found = {row["key"]: row["value"].strip() for row in rows if row}
     if not found.get("version"):
         raise parser.said(output.stdout)
     return Resource(found["version"], found.get("board-name", ""))
-
-
-def clock(output: Output) -> datetime:
-    """Read ``/system/clock``: its local time with its distance from UTC, in whole seconds.
-
-    The form of the date is that of RouterOS 7.10 and newer.
-
-    Raises:
-        CommandFailed: or a subclass; the box answered with an error.
-        MalformedAnswer: another layout.
-    """
-    if output.exit_status != 0 or output.stderr.strip():
-        raise parser.failure(f"{output.stderr}\n{output.stdout}")
-    found = _values(output)
-    try:
-        return datetime.fromisoformat(f"{found['date']}T{found['time']}{found['gmt-offset']}")
-    except (KeyError, ValueError):
-        raise parser.said(output.stdout) from None
-
-
-def _values(output: Output) -> Mapping[str, str]:
-    rows = (_READING.fullmatch(line.rstrip()) for line in output.stdout.splitlines())
-    return {row["key"]: row["value"].strip() for row in rows if row}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rds_kubectl.box_examination import ANSWERS, CLOCK, FEATURES, HOST_KEY, OPERATOR_CLOCK, SSH, VERSION, box, news
+from rds_kubectl.box_examination import ANSWERS, FEATURES, HOST_KEY, OPERATOR_CLOCK, SSH, VERSION, box, news
 from rds_kubectl.examination import Check, State
 from rds_records.box_report import CONFIG_MAP, REPEAT, BoxReport, Link
 from tests.unit.kubectl.cluster_objects import NOW, Object, lease
@@ -29,7 +29,6 @@ GOOD = BoxReport(
     board="RDS2216",
     subvolumes=True,
     exported_disks=7,
-    clock_ahead_seconds=0.4,
     operator_clock_seconds=0.1,
 )
 SILENT_FOR_LONG = NOW - REPEAT - timedelta(minutes=3, seconds=1)
@@ -57,7 +56,7 @@ def broken(link: Link, why: str = "no route") -> BoxReport:
 
 def test_a_box_that_is_reached_with_all_it_needs_is_fine() -> None:
     checks = found(GOOD)
-    assert list(checks) == [SSH, HOST_KEY, ANSWERS, VERSION, FEATURES, CLOCK, OPERATOR_CLOCK]
+    assert list(checks) == [SSH, HOST_KEY, ANSWERS, VERSION, FEATURES, OPERATOR_CLOCK]
     assert states(checks) == {State.OK}
     assert checks[SSH].found == "192.0.2.1:22 answers user metal-csi, seen so for 3h, told 30s ago"
     assert "7.24 (stable) on RDS2216" in checks[VERSION].found
@@ -102,7 +101,7 @@ def test_a_link_that_is_down_says_since_when_and_why_and_what_to_do(link: Link) 
 @pytest.mark.parametrize("link", [link for link in Link if link is not Link.CONNECTED])
 def test_what_a_box_was_able_to_do_is_nothing_known_while_it_is_not_reached(link: Link) -> None:
     checks = found(broken(link))
-    assert {checks[name].state for name in (VERSION, FEATURES, CLOCK)} == {State.UNKNOWN}
+    assert {checks[name].state for name in (VERSION, FEATURES)} == {State.UNKNOWN}
     assert checks[VERSION].found == "when it last answered: RouterOS 7.24 (stable) on RDS2216"
 
 
@@ -157,17 +156,6 @@ def test_subvolumes_that_the_box_has_not_are_wrong_only_where_they_are_asked_for
 ) -> None:
     report = GOOD.replace(subvolumes=subvolumes, no_subvolumes="the file system is xfs")
     assert found(report, mode=mode)[FEATURES].state is state
-
-
-@pytest.mark.parametrize(
-    ("ahead", "state"), [(4.9, State.OK), (-4.9, State.OK), (42, State.NOTE), (-42, State.NOTE), (None, State.UNKNOWN)]
-)
-def test_the_clock_of_the_box_decides_nothing(ahead: float | None, state: State) -> None:
-    assert found(GOOD.replace(clock_ahead_seconds=ahead))[CLOCK].state is state
-
-
-def test_the_clock_of_the_box_is_told_with_its_direction() -> None:
-    assert found(GOOD.replace(clock_ahead_seconds=-42))[CLOCK].found == "42.0 s behind the API server's"
 
 
 def test_the_clock_of_the_operator_counts() -> None:

@@ -28,7 +28,7 @@ from rds_operator.box_reporting import BoxReporter, link_of
 from rds_operator.config_maps import OwnConfigMap
 from rds_operator.inventory import Sighting
 from rds_records.box_report import CONFIG_MAP, REPEAT, BoxReport, Link
-from tests.simulator.console import Answer, Console
+from tests.simulator.console import Console
 from tests.simulator.store import Store
 from tests.simulator.switches import Switches
 from tests.unit.operator.api_server import ApiServer, Fault
@@ -49,8 +49,7 @@ class SimulatedLink:
     """A link to a simulated box."""
 
     def __init__(self, **switches: Any) -> None:
-        self.console = Console(Store(), Switches(**switches), now=lambda: f"{self.now:%Y-%m-%d %H:%M:%S}")
-        self.now = NOW
+        self.console = Console(Store(), Switches(**switches))
         self.sent: list[str] = []
 
     async def run(self, command: str, *, deadline: float) -> Output:
@@ -85,7 +84,6 @@ class Writing:
         """Take in rounds that are a minute apart; return what is written then."""
         for seen in rounds:
             self.seconds += 60
-            self.box.now = self.now
             await self.reporter.see(seen, now=self.now, elapsed=60.0)
         return BoxReport.of(self.server.get(PATH))
 
@@ -108,24 +106,11 @@ async def test_a_box_that_answers_is_told_with_what_it_is_and_can_do(server: Api
     assert report.unanswered == {}
 
 
-async def test_how_far_the_clocks_of_box_and_operator_are_is_told_and_no_news_by_itself(server: ApiServer) -> None:
-    writing = Writing(server, clock_ahead=-42)
-    report = await writing.see(WHOLE)
-    assert (report.clock_ahead_seconds, report.operator_clock_seconds) == (-41.5, 1.2)
-    assert report.says_the_same(report.replace(clock_ahead_seconds=3.0, operator_clock_seconds=0.0))
+async def test_how_far_the_clock_of_the_operator_is_off_is_told_and_no_news_by_itself(server: ApiServer) -> None:
+    report = await Writing(server, version="7.24").see(WHOLE)
+    assert report.operator_clock_seconds == 1.2
+    assert report.says_the_same(report.replace(operator_clock_seconds=0.0))
     assert not report.says_the_same(report.replace(router_os="7.25"))
-
-
-async def test_a_clock_that_cannot_be_read_is_told_and_the_rest_too(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    writing = Writing(server, version="7.24")
-    monkeypatch.setattr(writing.box.console, "run", _without_clock(writing.box.console.run))
-    report = await writing.see(WHOLE)
-    assert (report.router_os, report.subvolumes, report.clock_ahead_seconds) == ("7.24 (stable)", True, None)
-    assert list(report.unanswered) == ["clock"]
-
-
-def _without_clock(run: Callable[[str], Answer]) -> Callable[[str], Answer]:
-    return lambda line: Answer("  time: 10:00:00\r\n  date: nov/16/2022\r\n") if line == "/system clock print" else run(line)
 
 
 async def test_a_box_without_subvolumes_is_told_with_the_reason(server: ApiServer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -23,7 +22,7 @@ from rds_csi.routeros import (
     Slot,
     Traffic,
 )
-from rds_csi.routeros.readings import bytes_per_second, clock, health, resource, seconds, traffic
+from rds_csi.routeros.readings import bytes_per_second, health, resource, seconds, traffic
 from tests.unit.routeros.test_box import Link
 
 HEALTH = """\
@@ -59,26 +58,6 @@ def test_version_and_board_are_read() -> None:
     printed = "                   uptime: 1w2d\r\n                  version: 7.16 (stable)\r\n               board-name: ROSE\r\n"
     assert resource(Output(printed)) == Resource("7.16 (stable)", "ROSE")
     assert resource(Output("  version: 7.24.1 (stable)\r\n")) == Resource("7.24.1 (stable)", "")
-
-
-def test_the_time_is_read_with_its_distance_from_utc() -> None:
-    rows = ("time: 16:10:38", "date: 2026-11-16", "time-zone-name: Europe/Riga", "gmt-offset: +02:00", "dst-active: no")
-    printed = "".join(f"{row:>40}\r\n" for row in rows)
-    assert clock(Output(printed)) == datetime(2026, 11, 16, 14, 10, 38, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("printed", "error"),
-    [
-        ("", MalformedAnswer),
-        ("  time: 16:10:38\r\n  date: nov/16/2026\r\n  gmt-offset: +02:00\r\n", MalformedAnswer),
-        ("  time: 16:10:38\r\n  date: 2026-11-16\r\n", MalformedAnswer),
-        ("not enough permissions (9)\r\n", NotPermitted),
-    ],
-)
-def test_a_time_that_is_not_told_whole_is_none(printed: str, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        clock(Output(printed))
 
 
 @pytest.mark.parametrize(
