@@ -105,7 +105,8 @@ def play(stack: Stack) -> dict[str, str]:
     with person.watching("migrations", "-w") as watch:
         eventually("the watch has begun", lambda: "No migration is open" in watch.log.read_text())
         run = kubevirt.migrate(web, to="node-b").until("Running")
-        cluster.wait_event(web.disks[0].claim, "MigrationStarted")
+        for reason in ("MigrationStarted", "VolumeAttached"):
+            cluster.wait_event(web.disks[0].claim, reason)
         eventually("its deadline is printed", lambda: "deadline" in watch.log.read_text())
         kubevirt.lose("node-c")
         show("status")
