@@ -48,15 +48,16 @@ MASKS = (
 )
 
 
+ROWS = re.compile(r"^((?:Pods|Events)\n.*\n)((?:  .*\n?)+)", re.MULTILINE)
+"""The rows of a table without an order of its own, after its title and its head."""
+
+
 def masked(text: str) -> str:
     """Return the text with all that differs from run to run masked."""
     for pattern, name in MASKS:
         text = re.sub(pattern, name, text, flags=re.MULTILINE)
-    lines = text.strip().splitlines()
-    # Events of one second come in any order.
-    begin = lines.index("Events") + 2 if "Events" in lines else len(lines)
-    end = lines.index("", begin) if begin < len(lines) else begin
-    return "\n".join([*lines[:begin], *sorted(lines[begin:end]), *lines[end:]])
+    # Pods have names by chance, and Events of one second come in any order.
+    return ROWS.sub(lambda table: table[1] + "\n".join(sorted(table[2].splitlines())), text.strip())
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,8 @@ def conclude(probes: Sequence[Probe]) -> Content:
     """Return what is on the device, from looks in the order in which they were made.
 
     Exit code 2 says "nothing found", and just as well "could not be read": so a device is blank only if ``BLANK_TRIES``
-    looks in a row say so, its first bytes could be read each time and are all zero, and it kept number and size all along.
+    looks in a row say so and name nothing, its first bytes could be read each time and are all zero, and it kept number and size
+    all along.
     """
     if not probes:
         return Unknown("nobody looked")
@@ -144,6 +145,8 @@ def conclude(probes: Sequence[Probe]) -> Content:
     looks = probes[-BLANK_TRIES:]
     if any(look.code != _NOTHING_FOUND for look in looks):
         return Unknown("the last looks do not agree")
+    if any(look.stdout.strip() for look in looks):
+        return Unknown("blkid names something and says that it found nothing")
     if any(look.first_sector is None or len(look.first_sector) < MIN_SECTOR for look in looks):
         return Unknown("the device cannot be read")
     if any(look.first_sector != last.first_sector for look in looks):

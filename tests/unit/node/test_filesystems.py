@@ -110,6 +110,10 @@ def test_an_xfs_whose_making_was_cut_short_is_told_from_a_whole_one() -> None:
     assert conclude([replace(look, first_sector=None)]) == Filesystem("xfs")
 
 
+def test_a_device_is_not_blank_where_blkid_names_something_and_says_that_it_found_nothing() -> None:
+    assert isinstance(conclude([EMPTY, EMPTY, replace(EMPTY, stdout=EXT4)]), Unknown)
+
+
 @given(
     st.lists(
         st.builds(
@@ -128,7 +132,7 @@ def test_blank_means_that_the_last_looks_are_all_the_same_readable_nothing(probe
         last = probes[-BLANK_TRIES:]
         assert len(last) == BLANK_TRIES
         assert len(set(last)) == 1
-        assert last[0].code == 2
+        assert (last[0].code, last[0].stdout) == (2, "")
         assert last[0].size_bytes > 0
         assert last[0].first_sector is not None
 
