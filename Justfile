@@ -36,7 +36,7 @@ stubs:
 docs:
     mkdocs build --strict
 
-# Write docs/record-reference.md anew from the definition of the records.
+# Write docs/record-reference.md and docs/flags.md anew, from the definition of the records and the command lines.
 reference:
     @python -m tests.reference
 

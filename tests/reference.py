@@ -1,4 +1,4 @@
-"""``docs/record-reference.md``, written from the definition of the records (``./justw reference``)."""
+"""``docs/record-reference.md``, written from the definition of the records; ``./justw reference`` writes the flags', too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from tests import flags
 from tests.documents import ROOT
 
 DEFINITION = ROOT / "crds" / "volumeattachmentrecords.yaml"
@@ -135,3 +136,4 @@ def written() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(written())
+    flags.PAGE.write_text(flags.written())

@@ -16,8 +16,8 @@ from rds_csi.fence_mode import FenceMode
 from rds_csi.liveness import ANSWER_SECONDS
 from rds_csi.server import parse_endpoint
 from rds_csi.settings import ControllerSettings, NodeSettings
+from tests.flags import flags_of, parsers
 from tests.ring.installation import BASE, CONTROLLER, NODE, OPERATOR, resources
-from tests.unit.test_repository import flags_of, parsers
 
 FILE = BASE / "node.yaml"
 Object = dict[str, Any]
@@ -169,8 +169,8 @@ def test_our_images_name_no_registry_and_the_sidecars_the_one_of_kubernetes() ->
 
 def test_each_setting_of_the_configuration_is_read_by_controller_or_operator() -> None:
     (config,) = [body["data"] for body in resources() if body["kind"] == "ConfigMap"]
-    flags = [flags_of(parsers()[program]) for program in ("rds-csi controller", "rds-operator")]
-    assert config.keys() - {name for known in flags for variables, _ in known.values() for name in variables} == set()
+    flags = [flag for program in ("rds-csi controller", "rds-operator") for flag in flags_of(parsers()[program])]
+    assert config.keys() - {name for flag in flags for name in flag.variables} == set()
 
 
 @pytest.mark.parametrize("box", ["10.0.0.5", ""])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import fnmatch
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from prometheus_client import CollectorRegistry
 
-import rds_csi.cli
-import rds_operator.cli
 from rds_csi.contexts import publish_context
 from rds_csi.metrics import BoxLink, ShimMetrics
 from rds_csi.node.metrics import NodeGauges, NodeMetrics
@@ -31,6 +28,7 @@ from rds_operator.orphans import Suspect
 from rds_operator.reporting import REASONS, TOLD_TO_THE_VM
 from rds_records.events import Reason
 from tests.documents import DOCUMENTS, ROOT, objects
+from tests.flags import flags_of, parsers
 from tests.unit.operator.test_box_metrics import EVERYTHING, LATER, registry_of
 
 LISTED = {
@@ -142,35 +140,13 @@ def code(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-def flags_of(parser: argparse.ArgumentParser) -> dict[str, tuple[list[str], str]]:
-    """Return environment variables and default of each flag, from ``--help``."""
-    found = {}
-    for action in parser._actions:
-        if action.help == argparse.SUPPRESS or action.dest in {"help", "version"} or isinstance(action, argparse._SubParsersAction):
-            continue
-        (flag,) = action.option_strings
-        variables = re.search(r"env: ([A-Z_, ]+)\]", action.help or "")
-        assert variables, f"{flag} has no environment variable"
-        found[flag] = (variables[1].split(", "), str(action.default))
-    return found
-
-
-def parsers() -> Mapping[str, argparse.ArgumentParser]:
-    commands = next(action for action in rds_csi.cli.parser({})._actions if isinstance(action, argparse._SubParsersAction))
-    return {
-        "rds-csi controller": commands.choices["controller"],
-        "rds-csi node": commands.choices["node"],
-        "rds-operator": rds_operator.cli.parser({}),
-    }
-
-
 @pytest.mark.parametrize("command", ["rds-csi controller", "rds-csi node", "rds-operator"])
 def test_configuration_lists_every_flag_with_its_variables_and_default(command: str) -> None:
     documented = {}
     for flag, variables, default, meaning in tables("configuration.md")[command]:
         documented[code(flag)[0]] = (code(variables), "".join(code(default)))
         assert meaning
-    assert documented == flags_of(parsers()[command])
+    assert documented == {flag.name: (list(flag.variables), flag.default) for flag in flags_of(parsers()[command])}
 
 
 def test_configuration_lists_every_parameter() -> None:

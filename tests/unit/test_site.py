@@ -18,9 +18,10 @@ import yaml
 from rds_csi.contexts import MAX_KERNEL_SECONDS
 from rds_csi.errors import InvalidArgument
 from rds_csi.parameters import parse_parameters
-from tests import reference
+from tests import flags, reference
 from tests.documents import ROOT
-from tests.unit.test_repository import code, parsers, tables
+from tests.flags import parsers
+from tests.unit.test_repository import code, tables
 
 FETCHING = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src", "video": "src", "object": "data"}
 NAMED_ONLY = {"canonical", "next", "prev", "alternate", "edit"}
@@ -117,6 +118,10 @@ def test_a_broken_link_or_a_page_that_cannot_be_found_fails_the_build(tmp_path: 
 
 def test_the_definition_of_the_records_is_documented_as_it_is() -> None:
     assert reference.PAGE.read_text() == reference.written(), "run ./justw reference"
+
+
+def test_the_flags_are_documented_as_the_programs_tell_them() -> None:
+    assert flags.PAGE.read_text() == flags.written(), "run ./justw reference"
 
 
 def test_the_reference_has_every_field_with_its_bounds() -> None:
