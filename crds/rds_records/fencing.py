@@ -101,7 +101,7 @@ def begin_leaving(record: Record, ids: Collection[str], force: Mapping[str, Forc
 
     def mark(leaving: Leaving | None, node: str) -> Leaving:
         before = leaving or Leaving(start_time=now)
-        return before.replace(forced=before.forced or force.get(node))
+        return before.replace(forced=before.forced or force.get(node), stale=None)
 
     attachments = tuple(
         held.replace(leaving=mark(held.leaving, held.node_name)) if held.id in ids else held for held in record.status.attachments

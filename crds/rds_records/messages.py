@@ -167,6 +167,11 @@ def forced_detach(handle: str, mark: ForcedDetach) -> str:
     )
 
 
+def stale_cleared(handle: str, node: str, why: str) -> str:
+    """Return the sentence of StaleAttachmentCleared; ``why`` says how the node was proven out."""
+    return f"[{handle}]: stale attachment cleared - node: {node}; its VolumeAttachment is gone and {why}"
+
+
 def release(window: Window) -> str:
     """Return what ends the side of an ended migration on which the VM does not run, or that this is not certain."""
     result = window.result if window.result is not Result.TIMED_OUT else window.kubevirt_result

@@ -51,5 +51,6 @@ def _collapse(entries: Sequence[OutboxEntry], cause: OutboxEntry) -> OutboxEntry
         failed=totals[Announcement.FAILED] + sum(old.failed for old in before),
         timed_out=totals[Announcement.TIMED_OUT] + sum(old.timed_out for old in before),
         forced_detaches=totals[Announcement.FORCED_DETACH] + sum(old.forced_detaches for old in before),
+        stale_cleared=totals[Announcement.STALE_CLEARED] + sum(old.stale_cleared for old in before),
     )
     return OutboxEntry(id=f"{cause.id}-totals", kind=Announcement.COLLAPSED, time=cause.time, counts=counts)

@@ -122,6 +122,8 @@ class Announcement(StrEnum):
     FOREIGN_POD = "ForeignPod"
     FORCED_DETACH = "ForcedDetach"
     """Kubernetes took the volume from a node that did not prove that it had let go."""
+    STALE_CLEARED = "StaleCleared"
+    """An attachment without VolumeAttachment was released, because its node was proven out."""
     COLLAPSED = "Collapsed"
     """Totals of entries for which the outbox had no room."""
 
@@ -179,6 +181,8 @@ class Leaving(_Part):
 
     start_time: Time
     forced: Force | None = None
+    stale: bool | None = None
+    """True where no detach was asked for: the VolumeAttachment is gone and the node was proven out. A new attach revokes it."""
 
 
 class Attachment(_Part):
@@ -190,7 +194,7 @@ class Attachment(_Part):
     read_only: bool = False
     attach_time: Time
     leaving: Leaving | None = None
-    """Only with the fence on, while the box is told."""
+    """With the fence on, while the box is told; and while an attachment without VolumeAttachment is being released."""
 
 
 class ForcedDetach(_Part):
@@ -271,6 +275,7 @@ class Counts(_Part):
     failed: int = 0
     timed_out: int = 0
     forced_detaches: int = 0
+    stale_cleared: int = 0
 
 
 class OutboxEntry(_Part):

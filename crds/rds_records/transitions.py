@@ -6,6 +6,7 @@ to a fresh read when their write met a conflict, so each function must be safe o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from rds_records import expansion, messages
-from rds_records.conditions import settled
+from rds_records.conditions import STALE_ATTACHMENT, settled
 from rds_records.decisions import Code, Decided, Reason, Refused
 from rds_records.evidence_condition import with_evidence_read
 from rds_records.fencing import begin_leaving
@@ -89,7 +90,8 @@ def attach(
         return refusal
     if held:
         if access.same_class(held, record.spec.volume_mode):
-            return Decided(record, changed=False)
+            stale = held.leaving is not None and held.leaving.stale
+            return _readmit(record, held, access, now, new_id, node_exists) if stale else Decided(record, changed=False)
         return Refused(
             Code.ALREADY_EXISTS,
             Reason.OTHER_CLASS,
@@ -98,9 +100,9 @@ def attach(
         )
     refusal = (
         _refuse_volume_mode(record, access)
-        or _refuse_other_nodes(record, node, access)
+        or _naming_stale(record, _refuse_other_nodes(record, node, access))
         or expansion.refuse_second_node(record, node, now)
-        or _refuse_without_migration(record, node, evidence)
+        or _naming_stale(record, _refuse_without_migration(record, node, evidence))
         or _refuse_node(record, node, node_exists)
     )
     if refusal:
@@ -114,6 +116,18 @@ def attach(
         window = open_window(record, status.attachments[0].node_name, node, now, new_id, run=run)
         attached = announce(attached.replace(migration=window), started_entry(record, window))
     return Decided(with_evidence_read(settled(record, attached, now), evidence, now=now), changed=True)
+
+
+def _readmit(
+    record: Record, held: Attachment, access: Access, now: datetime, new_id: str, node_exists: bool | None
+) -> Decided | Refused:
+    """Give a node a new attachment in place of the one that is being released: whoever does that finds it gone."""
+    refusal = _refuse_node(record, held.node_name, node_exists)
+    if refusal:
+        return refusal
+    anew = Attachment(node_name=held.node_name, id=new_id, access_mode=access.mode, read_only=access.read_only, attach_time=now)
+    attachments = tuple(anew if one is held else one for one in record.status.attachments)
+    return Decided(settled(record, record.status.replace(attachments=attachments), now), changed=True)
 
 
 def _refuse_in_any_case(record: Record, access: Access) -> Refused | None:
@@ -147,6 +161,14 @@ def _refuse_volume_mode(record: Record, access: Access) -> Refused | None:
         Reason.WRONG_VOLUME_MODE,
         f"volume {record.handle} has volumeMode {record.spec.volume_mode} and cannot be attached as {access.volume_mode}",
     )
+
+
+def _naming_stale(record: Record, refused: Refused | None) -> Refused | None:
+    """Return the refusal with the holder named whose VolumeAttachment is gone: Kubernetes will never detach that one."""
+    stale = record.status.condition(STALE_ATTACHMENT)
+    if refused is None or stale is None or stale.status == "False":
+        return refused
+    return dataclasses.replace(refused, message=f"{refused.message}; {stale.message}")
 
 
 def _refuse_other_nodes(record: Record, node: str, access: Access) -> Refused | None:
@@ -265,7 +287,7 @@ def detach(
     late = _refuse_late(record, held, attachment_id, wanted)
     if late:
         return late
-    return Decided(_without(record, (node,), now, {node: force} if force else {}, fenced=fenced), changed=True)
+    return Decided(take_off(record, (node,), now, {node: force} if force else {}, fenced=fenced), changed=True)
 
 
 def begin_detach(
@@ -302,7 +324,7 @@ def detach_all(
     leaving = tuple(held.node_name for held in record.status.attachments if held.id in attachment_ids)
     if not leaving:
         return Decided(record, changed=False)
-    return Decided(_without(record, leaving, now, force, fenced=fenced), changed=True)
+    return Decided(take_off(record, leaving, now, force, fenced=fenced), changed=True)
 
 
 def _clear_refusal(record: Record, node: str) -> Decided:
@@ -313,7 +335,8 @@ def _clear_refusal(record: Record, node: str) -> Decided:
     return Decided(record.with_status(refusals=kept), changed=True)
 
 
-def _without(record: Record, leaving: Sequence[str], now: datetime, force: Mapping[str, Force], *, fenced: bool) -> Record:
+def take_off(record: Record, leaving: Sequence[str], now: datetime, force: Mapping[str, Force], *, fenced: bool) -> Record:
+    """Return the record without these nodes' attachments, and with all that follows from it."""
     ids = [held.id for held in record.status.attachments if held.node_name in leaving]
     left = [held for held in begin_leaving(record, ids, force, now=now).record.status.attachments if held.id in ids]
     status = record.status

@@ -30,6 +30,7 @@ from rds_records.kubevirt_evidence import Evidence
 from rds_records.names import DRIVER_NAME, check_handle, volume_attachment_name
 from rds_records.node_health import NodeHealth, name_unready, node_health
 from rds_records.record import Attachment, Force, Record
+from rds_records.stale import is_leaving, is_marked
 from rds_records.store import Contended, RecordStore
 from rds_records.transitions import Access
 
@@ -94,12 +95,13 @@ class Attachments:
             if record is None:
                 raise NotFound(f"volume {handle} is not known: no VolumeAttachmentRecord and no PersistentVolume names it")
             held = record.status.attachment_of(node)
-            if held and held.leaving:
+            if held and is_leaving(held):
                 # The detach that began must end before the node is admitted anew, by the rules that hold then.
                 record = await self._end_detach(record, held, deadline=deadline)
             holder = transitions.needs_evidence(record, node, access)
             evidence = await self.evidence.look(record, holder, node) if holder else None
-            node_exists = None if record.status.attachment_of(node) else await existence
+            held = record.status.attachment_of(node)
+            node_exists = None if held and not is_marked(held) else await existence
             new_id = uuid.uuid4().hex[:16]
             decision = await self.store.change(
                 record,

@@ -128,6 +128,13 @@ def _controller(flags: argparse.ArgumentParser, environment: Mapping[str, str]) 
         default=FenceMode.NONE.value,
         choices=[mode.value for mode in FenceMode],
     )
+    add(
+        "--attachment-reconcile-interval",
+        "how often recorded nodes are compared with VolumeAttachments; a node that has none twice is released once it is out",
+        default="1m",
+        metavar="DURATION",
+        kind=_positive,
+    )
     add("--kubeconfig", "how to reach the API server; empty: as a pod does", metavar="FILE", variables=["KUBECONFIG"])
 
 
@@ -227,6 +234,7 @@ def read(argv: Sequence[str] | None, environment: Mapping[str, str]) -> tuple[Se
         pool_reserve=chosen.pool_reserve,
         snapshot_backend=SnapshotMode(chosen.snapshot_backend),
         fence=FenceMode(chosen.fence),
+        attachment_reconcile_interval=chosen.attachment_reconcile_interval,
         kubeconfig=chosen.kubeconfig,
     )
     return settings, chosen

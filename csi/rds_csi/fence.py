@@ -9,7 +9,8 @@ done before the box is told, and that it was done only after the box was read ba
 - killed between the end of an export and its beginning (a caller that leaves does not come between): the disk is found without
   export and gets it back, with the list; by the same call, or by ``FenceWatch`` of any replica if nobody calls again. A detach that
   was forced stays forced on the record, so whoever goes on with it drops the sessions, unless the box has ended the export already.
-- and the VolumeAttachment is gone meanwhile, so that nobody calls again: ``FenceWatch`` ends the detach.
+- and the VolumeAttachment is gone meanwhile, so that nobody calls again: ``FenceWatch`` ends the detach. Where it was gone before
+  any detach began, ``StaleWatch`` does.
 - killed between the box and the last write: the box is found as it should be, and only the write is left.
 - two replicas at once: each reads the record again with its last write. If other nodes are admitted by then, it tells the box
   again, and where its own list had let in a node that has left meanwhile, it drops the sessions too. A replica that dies before
@@ -36,6 +37,7 @@ from rds_records.decisions import Decided, Refused
 from rds_records.fencing import FenceReason
 from rds_records.kubernetes_api import ApiError
 from rds_records.record import Record, Target
+from rds_records.stale import is_leaving
 from rds_records.store import Contended, Decision, RecordStore
 
 _log = logging.getLogger(__name__)
@@ -271,7 +273,7 @@ class FenceWatch:
 
 
 def _leaving(record: Record) -> list[str]:
-    return [held.node_name for held in record.status.attachments if held.leaving]
+    return [held.node_name for held in record.status.attachments if is_leaving(held)]
 
 
 def _concerns(record: Record) -> bool:

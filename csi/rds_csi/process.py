@@ -39,6 +39,7 @@ from rds_csi.server import CsiServer, served_methods, wait_for_signal
 from rds_csi.settings import ControllerSettings, NodeSettings, Settings
 from rds_csi.snapshot_backend import BtrfsBackend
 from rds_csi.snapshots import Snapshots
+from rds_csi.stale_watch import StaleWatch
 from rds_csi.volume_locks import VolumeLocks
 from rds_csi.volumes import Volumes
 from rds_process import exposition
@@ -110,6 +111,8 @@ async def controller(settings: ControllerSettings) -> None:
 
         await stack.enter_async_context(_background(_reconcile(attachments)))
         await stack.enter_async_context(_background(FenceWatch(fence, locks, attachments.end_abandoned_detach).run()))
+        stale = StaleWatch(api, fence, locks, settings.attachment_reconcile_interval, settings.driver_name)
+        await stack.enter_async_context(_background(stale.run()))
         await stack.enter_async_context(_background(backend.find_out()))
         await _serve(settings, [service], ready, readiness, metrics.registry, metrics.rpcs)
 

@@ -20,6 +20,7 @@ DEFAULT_METRICS_ADDRESS = ":9809"
 DEFAULT_KUBELET_ROOT = "/var/lib/kubelet"
 DEFAULT_REGISTRY = f"{DEFAULT_KUBELET_ROOT}/plugins_registry"
 SESSION_INTERVAL = 10.0
+ATTACHMENT_INTERVAL = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,9 @@ class ControllerSettings(Settings):
     snapshot_backend: SnapshotMode = SnapshotMode.AUTO
     pool_reserve: Reserve = NO_RESERVE
     fence: FenceMode = FenceMode.NONE
+    attachment_reconcile_interval: float = ATTACHMENT_INTERVAL
+    """Seconds."""
+
     kubeconfig: str = ""
     """Empty: as a pod reaches its API server."""
 

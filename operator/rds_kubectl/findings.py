@@ -283,11 +283,11 @@ def _of_attachments(volume: Volume, now: datetime) -> Iterator[Said]:
             )
     for held in volume.held if volume.all_names else ():
         if volume.attachment_on(held.node_name) is None and now - held.attach_time > SETTLING:
-            later = f"it is put right once what uses the claim runs on {held.node_name} again; until then that node counts"
+            see = f"`kubectl rds release {volume.handle} {held.node_name} --dry-run` says what is missing"
             yield (
                 "HolderWithoutAttachment",
                 f"the record says that {held.node_name} holds it and there is no VolumeAttachment: it was removed by hand",
-                f"leave it: {later}, and where it is gone for good nothing puts it right yet (docs/limitations.md)",
+                f"leave it: the driver releases it once that node is proven out, and until then it counts; {see}",
             )
 
 

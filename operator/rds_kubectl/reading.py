@@ -15,6 +15,7 @@ from rds_records.clock import ServerClock
 from rds_records.kubernetes_api import ApiError, ObjectNotFound, RequestRefused
 from rds_records.kubevirt_objects import GROUP_VERSION, VMI_KIND, pod_view
 from rds_records.names import DRIVER_NAME
+from rds_records.node_proof import vm_of
 from rds_records.record import ObjectReference, Record
 from rds_records.store import COLLECTION
 
@@ -123,7 +124,7 @@ class Reader:
     async def around(self, volume: Volume) -> Around:
         """Return what stands around one volume: claim, pods, VM, its migrations, Events."""
         before = len(self.troubles)
-        claim, vmi = volume.claim, vmi_of(volume.record)
+        claim, vmi = volume.claim, vm_of(volume.record)
         pods, body, instance, migrations, events = await asyncio.gather(
             self._pods_of(claim),
             self._object("persistentvolumeclaim", "/api/v1", "persistentvolumeclaims", claim),
@@ -160,14 +161,6 @@ class Reader:
             selector = {"fieldSelector": f"involvedObject.kind={kind},involvedObject.name={one.name}"}
             found += await self.items("events", f"/api/v1/namespaces/{one.namespace}/events", selector) or ()
         return tuple(sorted(found, key=lambda event: event_time(event) or datetime.min.replace(tzinfo=UTC)))
-
-
-def vmi_of(record: Record | None) -> ObjectReference | None:
-    """Return the VM that uses the volume, else that of the open or the last window: the operator may not have said it yet."""
-    if record is None:
-        return None
-    windows = (*record.status.history[-1:], *([record.status.migration] if record.status.migration else []))
-    return record.status.vmi or next((window.vmi for window in reversed(windows) if window.vmi), None)
 
 
 def lease_path(namespace: str, name: str = "rds-operator") -> str:

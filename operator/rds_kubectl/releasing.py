@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from rds_kubectl.reading import ATTACHMENTS_PATH, Reader, vmi_of
+from rds_kubectl.reading import ATTACHMENTS_PATH, Reader
 from rds_kubectl.release import Answer, Facts, Outcome, judge
 from rds_kubectl.world import ATTACHMENTS, NODES, VOLUMES, Trouble, Volume, World, attachments_of_driver
 from rds_process.tables import one_line
 from rds_records.imports import claim_of, volumes_of
 from rds_records.kubernetes_api import ApiError, ApiUnavailable, ObjectNotFound, WriteConflict
 from rds_records.kubevirt_objects import GROUP_VERSION, Pod, pod_view, vmi_view
+from rds_records.node_proof import vm_of
 from rds_records.record import ObjectReference
 
 PODS: Final = "pods"
@@ -96,7 +97,7 @@ async def _pods(reader: Reader, claims: Iterable[ObjectReference], node: str) ->
 
 
 async def _vmi(reader: Reader, volume: Volume) -> dict[str, Any] | None:
-    vmi = vmi_of(volume.record)
+    vmi = vm_of(volume.record)
     if vmi is None:
         return None
     path = f"{GROUP_VERSION}/namespaces/{vmi.namespace}/virtualmachineinstances/{vmi.name}"

@@ -27,6 +27,7 @@ class EventReason(Reason):
     VOLUME_ATTACHED = "VolumeAttached"
     VOLUME_DETACHED = "VolumeDetached"
     VOLUME_FORCE_DETACHED = "VolumeForceDetached"
+    STALE_ATTACHMENT_CLEARED = "StaleAttachmentCleared"
     ORPHAN_DETECTED = "OrphanDetected"
 
     @property

@@ -49,6 +49,11 @@ class OperatorMetrics:
             "Nodes from which a volume was taken without proof that they had let go of it.",
             registry=self.registry,
         )
+        self.stale_cleared = Counter(
+            "rds_csi_attachment_stale_cleared",
+            "Attachments released whose VolumeAttachment was gone and whose node was proven out.",
+            registry=self.registry,
+        )
         self.clock_clamps = Counter(
             "rds_csi_migration_clock_clamps",
             "Windows that ended before they began according to the clocks; their duration counts as 0.",
@@ -80,7 +85,10 @@ class OperatorMetrics:
             self.migrations.labels(RESULTS[entry.kind]).inc()
         if entry.kind is Announcement.FORCED_DETACH:
             self.forced_detaches.inc()
+        if entry.kind is Announcement.STALE_CLEARED:
+            self.stale_cleared.inc()
         if entry.counts:
+            self.stale_cleared.inc(entry.counts.stale_cleared)
             self.forced_detaches.inc(entry.counts.forced_detaches)
             self.migrations.labels("success").inc(entry.counts.succeeded)
             self.migrations.labels("failed").inc(entry.counts.failed)

@@ -58,11 +58,14 @@ class Cluster:
 
     # Nodes
 
-    def make_node(self, stem: str = "node", *, name: str = "") -> str:
-        """Make a Ready node on which the driver is registered, as by its kubelet, under the node's own name; return that name."""
+    def make_node(self, stem: str = "node", *, name: str = "", managed: bool = True) -> str:
+        """Make a Ready node on which the driver is registered, as by its kubelet, under the node's own name; return that name.
+
+        Without ``managed`` the attach/detach controller makes and deletes no VolumeAttachments for its pods.
+        """
         name = name or (self.name(f"{stem}-{secrets.token_hex(2)}") if stem == "node" else self.name(stem))
         labels = {"kubernetes.io/hostname": name, "kubevirt.io/schedulable": "true", **TOPOLOGY}
-        annotations = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
+        annotations = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"} if managed else {}
         self._make(
             "Node",
             {

@@ -119,6 +119,8 @@ class Shim(Served):
             *box.options(),
             f"--kubeconfig={plane.kubeconfig_for(NAMESPACE, account, through=through)}",
             f"--metrics-address={address}",
+            # Most tests publish without a VolumeAttachment, which is what this looks for; those that are about it say how often.
+            "--attachment-reconcile-interval=1h",
             *extra,
         ]
         super().__init__(name, argv, folder / f"{name}.log", address, env=env)

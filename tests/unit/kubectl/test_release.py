@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rds_kubectl.reading import ATTACHMENTS_PATH, NODES_PATH, VOLUMES_PATH, Reader
-from rds_kubectl.release import OUT_OF_SERVICE, Answer, Facts, Outcome, judge
+from rds_kubectl.release import Answer, Facts, Outcome, judge
 from rds_kubectl.releasing import facts_about, release
 from rds_kubectl.world import Trouble, Volume, volumes_of_driver
 from rds_records.clock import ServerClock
 from rds_records.fencing import FENCED, confirmed
+from rds_records.forced_detach import OUT_OF_SERVICE
 from rds_records.kubernetes_api import ApiUnavailable, ObjectNotFound, WriteConflict
 from rds_records.kubevirt_objects import Owner, Pod, Vmi
 from rds_records.names import unique_volume_name
@@ -164,8 +165,16 @@ def test_a_detach_that_is_under_way_is_not_begun_again() -> None:
     assert (answer.outcome, answer.ground, "box is away" in answer.why) == (Outcome.NOTHING, "Detaching", True)
 
 
-def test_a_holder_without_attachment_cannot_be_released() -> None:
-    assert ground(facts(attachments=())) == (Outcome.REFUSED, "NoVolumeAttachment")
+def test_a_holder_without_attachment_is_left_to_the_driver_which_releases_it_by_the_same_proof() -> None:
+    assert ground(facts(attachments=())) == (Outcome.NOTHING, "NoVolumeAttachment")
+    assert ground(facts(attachments=(), body=node("node-a"))) == (Outcome.NOTHING, "NoVolumeAttachment")
+    answer = judge(facts(attachments=(), body=node("node-a"), pods=[pod()]))
+    assert (answer.outcome, answer.ground, "pod vms/web-1 uses it there" in answer.why) == (
+        Outcome.REFUSED,
+        "NoVolumeAttachment",
+        True,
+    )
+    assert ground(facts(fenced(attached(fresh(), "node-a")), DEAD, attachments=())) == (Outcome.REFUSED, "NoVolumeAttachment")
 
 
 def test_nothing_is_proven_by_what_could_not_be_read() -> None:

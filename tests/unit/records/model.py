@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from rds_records import stale
 from rds_records.decisions import Code
 from rds_records.record import Record
 from rds_records.record import Window as WrittenWindow
@@ -18,6 +19,8 @@ class Held:
     many: bool
     read_only: bool
     since: datetime
+    stale: datetime | None = None
+    """Since when it is being released, because its VolumeAttachment is gone."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ class Model:
         if self.deleting:
             return Code.FAILED_PRECONDITION
         if here:
-            same = (here[0].many, here[0].read_only, self.block) == (many, read_only, block)
-            return self if same else Code.ALREADY_EXISTS
+            same = block == self.block
+            return self.again(here[0], Held(node, new_id, many, read_only, now), exists) if same else Code.ALREADY_EXISTS
         if block != self.block:
             return Code.INVALID_ARGUMENT
         if len(self.held) > 1 or (self.held and not (many and self.held[0].many)):
@@ -126,6 +129,41 @@ class Model:
         if wanted or here[0].id != seen:
             return Code.ABORTED
         return self.without({node}, now)
+
+    def again(self, held: Held, anew: Held, exists: bool | None) -> Model | Code:
+        """A node that holds the volume asks for it; whoever is about to release it finds another attachment then."""
+        if (held.many, held.read_only) != (anew.many, anew.read_only):
+            return Code.ALREADY_EXISTS
+        if not held.stale:
+            return self
+        if exists is not True:
+            return Code.UNAVAILABLE if exists is None else Code.NOT_FOUND
+        return self.instead(held, anew)
+
+    def instead(self, old: Held, new: Held) -> Model:
+        return replace(self, held=tuple(new if held == old else held for held in self.held))
+
+    def marked(self, seen: Held | None) -> Held | None:
+        """Return the attachment that was seen, if it is still the same and being released."""
+        return next((held for held in self.held if held == seen and held.stale), None)
+
+    def marks(self, seen: Held | None, now: datetime) -> Model | Code:
+        """Somebody begins to release an attachment whose VolumeAttachment is gone."""
+        if seen is None or seen not in self.held:
+            return Code.ABORTED
+        return self.instead(seen, replace(seen, stale=seen.stale or now))
+
+    def unmarks(self, seen: Held | None) -> Model | Code:
+        held = self.marked(seen)
+        return self.instead(held, replace(held, stale=None)) if held else Code.ABORTED
+
+    def clears(self, seen: Held | None, now: datetime) -> Model | Code:
+        """The release ends."""
+        held = self.marked(seen)
+        if held is None:
+            return Code.ABORTED
+        after = self.without({held.node}, now)
+        return replace(after, told=(*after.told, "StaleCleared"))
 
     def detach_all(self, seen: set[str], now: datetime) -> Model:
         leaving = {held.node for held in self.held if held.id in seen}
@@ -286,7 +324,7 @@ def same(model: Model, record: Record) -> bool:
         model.deleting,
         model.over,
         model.expanding,
-        tuple((held.node, held.id) for held in model.held),
+        tuple((held.node, held.id, held.stale is not None) for held in model.held),
         model.window and shown(model.window),
         tuple(shown(one) for one in model.closed),
     ) == (
@@ -294,7 +332,7 @@ def same(model: Model, record: Record) -> bool:
         bool(status.deleting),
         bool(status.over_attached),
         status.expansion and (status.expansion.capacity_bytes, status.expansion.until_time),
-        tuple((held.node_name, held.id) for held in status.attachments),
+        tuple((held.node_name, held.id, stale.is_marked(held)) for held in status.attachments),
         window and written(window),
         tuple(written(closed) for closed in status.history),
     )

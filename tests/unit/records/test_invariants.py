@@ -13,13 +13,24 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from rds_records import expansion
+from rds_records import expansion, stale
 from rds_records.decisions import Code, Decided, Refused
 from rds_records.imports import Holder, add_missing, import_attachments
 from rds_records.kubernetes_api import ApiError
 from rds_records.kubevirt_evidence import Evidence, EvidenceUnavailable, NotExplained, Rule
 from rds_records.kubevirt_runs import Verdict
-from rds_records.record import AccessMode, Announcement, DualAttachPolicy, Expansion, Origin, Phase, Record, Result, VolumeMode
+from rds_records.record import (
+    AccessMode,
+    Announcement,
+    Attachment,
+    DualAttachPolicy,
+    Expansion,
+    Origin,
+    Phase,
+    Record,
+    Result,
+    VolumeMode,
+)
 from rds_records.store import Contended, RecordStore
 from rds_records.transitions import Access, attach, begin_deletion, detach, detach_all, note_refusal
 from rds_records.window_warnings import warn
@@ -97,6 +108,7 @@ class Volume(RuleBasedStateMachine):
         self.started: dict[tuple[datetime, str], datetime] = {}
         self.old_ids: list[str] = []
         self.marks: list[Expansion] = []
+        self.sights: list[tuple[Attachment, Model]] = []
         self.api = MemoryApi(lambda method, path: Pause((method, path)))
         self.api.applied = self.applied
         self.store = RecordStore(self.api)
@@ -240,6 +252,25 @@ class Volume(RuleBasedStateMachine):
             lambda record: detach(record, node, attachment_id=seen, wanted=wanted, now=self.now),
             lambda model: model.detach(node, seen, self.now, wanted=wanted),
         )
+
+    async def release(self, writer: Writer, step: str, older: bool) -> None:
+        """Mark an attachment as stale, take the mark back, or end its release; ``older``: as it was seen some time ago."""
+        held = self.newest().status.attachments
+        sights = [(one, self.models[str(self.newest().metadata.resource_version)]) for one in held]
+        self.sights += sights
+        if not self.sights:
+            return
+        seen, model = self.sights[-7 if older and len(self.sights) > 6 else -1]
+        known = next((one for one in model.held if one.id == seen.id), None)
+        marking = {
+            "mark": (lambda record: stale.mark(record, seen, None, now=self.now), lambda model: model.marks(known, self.now)),
+            "unmark": (lambda record: stale.unmark(record, seen), lambda model: model.unmarks(known)),
+            "clear": (
+                lambda record: stale.clear(record, seen, "it is out", now=self.now, fenced=False),
+                lambda model: model.clears(known, self.now),
+            ),
+        }
+        await self.change(writer, *marking[step])
 
     async def detach_all(self, writer: Writer) -> None:
         ids = [held.id for held in self.newest().status.attachments]
@@ -433,6 +464,11 @@ class Volume(RuleBasedStateMachine):
     def everyone_is_detached(self, number: int, fates: list[Mishap] | None) -> None:
         self.start(self.detach_all, number, fates)
 
+    @precondition(lambda self: self.newest().status.attachments)
+    @rule(number=anyone, fates=fates, step=st.sampled_from(["mark", "clear", "clear", "unmark"]), older=st.booleans())
+    def a_volume_attachment_is_gone(self, number: int, fates: list[Mishap] | None, step: str, older: bool) -> None:
+        self.start(lambda writer: self.release(writer, step, older), number, fates)
+
     @precondition(lambda self: self.newest().status.migration)
     @rule(number=anyone, fates=fates, seconds=st.sampled_from([0, 31, 301, 4000]))
     def the_operator_looks_at_the_deadline(self, number: int, fates: list[Mishap] | None, seconds: int) -> None:
@@ -618,10 +654,11 @@ class Volume(RuleBasedStateMachine):
                     Succeeded=entry.counts.succeeded,
                     Failed=entry.counts.failed,
                     TimedOut=entry.counts.timed_out,
+                    StaleCleared=entry.counts.stale_cleared,
                 )
             else:
                 counted[entry.kind] += 1
-        for kind in ("Started", "Succeeded", "Failed", "TimedOut"):
+        for kind in ("Started", "Succeeded", "Failed", "TimedOut", "StaleCleared"):
             assert counted[kind] == model.totals[kind], "I5: each result is told exactly once"
         assert self.collapsed or all(counted[kind] == model.totals[kind] for kind in ("Ended", "Verdict"))
 
