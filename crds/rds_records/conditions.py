@@ -28,6 +28,7 @@ BEFORE_THE_RESULT: Final = frozenset({Announcement.SLOW_START, Announcement.LONG
 """Warnings about a run that has no result yet; the others may hold until a node leaves."""
 
 LEAVING_NODE_READY: Final = "LeavingNodeReady"
+NODES_READY: Final = "NodesReady"
 STALE_ATTACHMENT: Final = "StaleAttachment"
 VERDICT_READABLE: Final = "VerdictReadable"
 

@@ -167,6 +167,11 @@ def forced_detach(handle: str, mark: ForcedDetach) -> str:
     )
 
 
+def node_not_ready(handle: str, state: str) -> str:
+    """Return the warning that a node that holds the volume does not answer; ``state`` says what is known of it."""
+    return f"[{handle}]: {state}, and holds the volume; what runs there may still write, so that node counts until it is detached"
+
+
 def stale_cleared(handle: str, node: str, why: str) -> str:
     """Return the sentence of StaleAttachmentCleared; ``why`` says how the node was proven out."""
     return f"[{handle}]: stale attachment cleared - node: {node}; its VolumeAttachment is gone and {why}"

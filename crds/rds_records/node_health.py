@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from rds_records import messages
-from rds_records.conditions import LEAVING_NODE_READY
-from rds_records.decisions import Refused
-from rds_records.record import Record
+from rds_records.conditions import LEAVING_NODE_READY, NODES_READY, with_condition
+from rds_records.decisions import Decided, Refused
+from rds_records.outbox import announce
+from rds_records.record import Announcement, OutboxEntry, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +69,34 @@ def name_unready(record: Record, refused: Refused, found: Mapping[str, NodeHealt
         elif health is None and holder == leaving and known and known.status == "False":
             texts.append(known.message)
     return dataclasses.replace(refused, message="; ".join([refused.message, *texts]))
+
+
+def note_holders(record: Record, found: Mapping[str, NodeHealth], *, now: datetime) -> Decided:
+    """Say on the record which of the nodes that hold the volume are not Ready, and announce it once per change.
+
+    ``found`` lacks the nodes that could not be read; where one of the holders is among them nothing changes. A record whose nodes
+    were always Ready has no such condition.
+    """
+    holders = [held.node_name for held in record.status.attachments]
+    before = record.status.condition(NODES_READY)
+    if any(holder not in found for holder in holders):
+        return Decided(record, changed=False)
+    unready = [found[holder] for holder in holders if not found[holder].ready]
+    if not unready:
+        if before is None:
+            return Decided(record, changed=False)
+        status = with_condition(record.status, NODES_READY, True, NODES_READY, "every node that holds the volume is Ready", now)
+        return Decided(record.replace(status=status), changed=status is not record.status)
+    state = "; ".join(health.describe() for health in unready)
+    status = with_condition(record.status, NODES_READY, False, unready[0].reason, state, now)
+    if status is record.status:
+        return Decided(record, changed=False)
+    first = next(held for held in record.status.attachments if held.node_name == unready[0].name)
+    entry = OutboxEntry(
+        id=f"{first.id}-unready-{int(now.timestamp() * 1000)}",
+        kind=Announcement.NODE_NOT_READY,
+        time=now,
+        source_node=first.node_name,
+        message=messages.node_not_ready(record.handle, state),
+    )
+    return Decided(record.replace(status=announce(status, entry)), changed=True)

@@ -124,6 +124,8 @@ class Announcement(StrEnum):
     """Kubernetes took the volume from a node that did not prove that it had let go."""
     STALE_CLEARED = "StaleCleared"
     """An attachment without VolumeAttachment was released, because its node was proven out."""
+    NODE_NOT_READY = "NodeNotReady"
+    """A node that holds the volume is not Ready, or gone."""
     COLLAPSED = "Collapsed"
     """Totals of entries for which the outbox had no room."""
 

@@ -27,6 +27,7 @@ class EventReason(Reason):
     VOLUME_ATTACHED = "VolumeAttached"
     VOLUME_DETACHED = "VolumeDetached"
     VOLUME_FORCE_DETACHED = "VolumeForceDetached"
+    NODE_NOT_READY = "NodeNotReady"
     STALE_ATTACHMENT_CLEARED = "StaleAttachmentCleared"
     ORPHAN_DETECTED = "OrphanDetected"
 
@@ -46,6 +47,7 @@ _WARNINGS: Final = frozenset(
         EventReason.FOREIGN_POD,
         EventReason.ATTACHMENT_CONFLICT,
         EventReason.VOLUME_FORCE_DETACHED,
+        EventReason.NODE_NOT_READY,
         EventReason.ORPHAN_DETECTED,
     }
 )

@@ -14,7 +14,7 @@ from rds_operator.events import EventReason
 from rds_operator.inventory import AVAILABLE
 from rds_operator.memory import RecordMemory
 from rds_operator.timeouts import runs
-from rds_records.conditions import derive_phase
+from rds_records.conditions import NODES_READY, derive_phase
 from rds_records.events import Posted, Reason
 from rds_records.record import Announcement, ForcedDetach, OutboxEntry, Phase, Record
 
@@ -132,9 +132,14 @@ class RecordGauges(Collector):
         if starts:
             oldest.add_metric([], min(starts))
         yield oldest
-        unavailable = [record for record in records if _unavailable(record)]
+        unavailable = [record for record in records if _is_false(record, AVAILABLE)]
         yield GaugeMetricFamily(
             "rds_csi_volumes_unavailable", "Volumes that the box does not have, or does not export.", value=len(unavailable)
+        )
+        yield GaugeMetricFamily(
+            "rds_csi_volumes_on_unready_nodes",
+            "Volumes held by a node that is not Ready, or gone.",
+            value=sum(_is_false(record, NODES_READY) for record in records),
         )
         by_phase = GaugeMetricFamily("rds_csi_attachment_records", "Volume attachment records by phase.", labels=["phase"])
         for phase in Phase:
@@ -168,6 +173,6 @@ def _forced(marks: list[ForcedDetach]) -> Metric:
     return family
 
 
-def _unavailable(record: Record) -> bool:
-    condition = record.status.condition(AVAILABLE)
+def _is_false(record: Record, kind: str) -> bool:
+    condition = record.status.condition(kind)
     return condition is not None and condition.status == "False"

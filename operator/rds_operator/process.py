@@ -25,6 +25,7 @@ from rds_operator.box_watch import BoxWatch
 from rds_operator.claims import Claims
 from rds_operator.config_maps import OwnConfigMap
 from rds_operator.events import COMPONENT
+from rds_operator.holders import HolderWatch
 from rds_operator.inventory import Inventory
 from rds_operator.lease import Leadership, LeaseLost, Timing
 from rds_operator.memory import RecordMemory
@@ -118,6 +119,7 @@ class Operator:
             after=deadlines.first,
         )
         self.migrations = MigrationFollower(self.api, self.api, store, clock, self.memory.get)
+        self.holders = HolderWatch(self.api, store, self.memory, clock)
         self.transport = Transport(settings.box) if settings.box else None
         self.box_watch: BoxWatch | None = None
         if settings.box and self.transport:
@@ -227,6 +229,7 @@ class Operator:
             asyncio.create_task(self.active.keep_in_step(), name="resync"),
             asyncio.create_task(self.active.keep_deadlines(), name="deadlines"),
             asyncio.create_task(self.migrations.keep_looking(), name="migrations"),
+            asyncio.create_task(self.holders.keep_looking(), name="holders"),
             asyncio.create_task(self._keep_watching_box(), name="box"),
             *(asyncio.create_task(one.run(), name="reflector") for one in self.migrations.kubevirt.reflectors),
         )

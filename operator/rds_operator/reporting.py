@@ -50,6 +50,7 @@ REASONS: Final = {
     Announcement.LEAVING_BLOCKED: EventReason.MIGRATION_LEAVING_BLOCKED,
     Announcement.FOREIGN_POD: EventReason.FOREIGN_POD,
     Announcement.FORCED_DETACH: EventReason.VOLUME_FORCE_DETACHED,
+    Announcement.NODE_NOT_READY: EventReason.NODE_NOT_READY,
     Announcement.STALE_CLEARED: EventReason.STALE_ATTACHMENT_CLEARED,
 }
 """Collapsed entries are missing: they are totals, without an Event."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rds_records.decisions import Refused
-from rds_records.node_health import NodeHealth, name_unready, node_health
-from rds_records.record import Condition, Record, Result
-from tests.unit.records.volumes import START, ask, at, attached, fresh, no, window
+from rds_records.node_health import NodeHealth, name_unready, node_health, note_holders
+from rds_records.record import Announcement, Condition, Record, Result
+from tests.unit.records.volumes import START, ask, at, attached, fresh, left, no, window
 
 pytestmark = pytest.mark.requirement("R34")
 
@@ -78,3 +78,40 @@ def test_where_a_node_could_not_be_read_what_the_operator_saw_of_it_counts() -> 
     record = ended(Result.SUCCEEDED).with_status(conditions=(seen,))
     assert name_unready(record, third(record), {}).message.endswith("; node-a is down")
     assert "node-a is down" not in name_unready(record, third(record), {"node-a": node()}).message
+
+
+def told(record: Record) -> list[str]:
+    return [entry.message for entry in record.status.outbox if entry.kind is Announcement.NODE_NOT_READY]
+
+
+def nodes_ready(record: Record) -> tuple[str, str] | None:
+    found = record.status.condition("NodesReady")
+    return (found.status, found.reason) if found else None
+
+
+@pytest.mark.requirement("R25")
+def test_a_holder_that_is_not_ready_shows_on_the_record_and_is_told_once_per_change() -> None:
+    record = attached(fresh(), "node-a", "node-b")
+    assert not note_holders(record, holders(), now=at(1)).changed
+    silent = {**holders(), "node-b": node("node-b", "Unknown", "NodeStatusUnknown")}
+    down = note_holders(record, silent, now=at(2)).record
+    assert nodes_ready(down) == ("False", "NodeNotReady")
+    assert len(told(down)) == 1
+    assert "node node-b is not Ready" in told(down)[0]
+    assert not note_holders(down, silent, now=at(3)).changed
+    gone = note_holders(down, {**holders(), "node-b": node_health("node-b", None)}, now=at(4)).record
+    assert nodes_ready(gone) == ("False", "NodeGone")
+    assert len(told(gone)) == 2
+    back = note_holders(gone, holders(), now=at(5)).record
+    assert (nodes_ready(back), len(told(back))) == (("True", "NodesReady"), 2)
+    again = note_holders(back, silent, now=at(6)).record
+    assert len({entry.id for entry in again.status.outbox if entry.kind is Announcement.NODE_NOT_READY}) == 3
+
+
+@pytest.mark.requirement("R25")
+def test_a_holder_that_cannot_be_read_changes_nothing_and_one_that_left_counts_no_more() -> None:
+    record = attached(fresh(), "node-a", "node-b")
+    silent = {"node-b": node("node-b", "Unknown", "NodeStatusUnknown")}
+    assert not note_holders(record, silent, now=at(2)).changed
+    down = note_holders(record, {**holders(), **silent}, now=at(2)).record
+    assert nodes_ready(note_holders(left(down, "node-b", now=at(3)), holders(), now=at(4)).record) == ("True", "NodesReady")
