@@ -31,9 +31,10 @@ MASKS = (
     (r"\btest-[0-9a-f]{8}\b", "vms"),
     (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z| UTC)?", "TIME"),
     (r"\b\d\d:\d\d:\d\d\b", "TIME"),
+    # Before ages: a part of it may read as one.
+    (r"pvc-[0-9a-f]{8}-[0-9a-f-]{27}", "HANDLE"),
     (r"\b(\d+(ms|[smhd]))+\b", "AGE"),
     (r"\b\d+\.\d s\b", "SECONDS"),
-    (r"pvc-[0-9a-f]{8}-[0-9a-f-]{27}", "HANDLE"),
     (r"csi-[0-9a-f]{64}", "ATTACHMENT"),
     (r"(virt-launcher-\w+|kubevirt-migrate-vm)-[0-9a-z]{5,6}\b", r"\1-SUFFIX"),
     (r"SHA256:[A-Za-z0-9+/]{43}", "FINGERPRINT"),
