@@ -235,7 +235,9 @@ class SimulatedBox:
         return answer["ok"]
 
     def _connected(self) -> socket.socket:
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        link.settimeout(5)
-        link.connect(str(self._control))
+        with contextlib.ExitStack() as undo:
+            link = undo.enter_context(contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)))
+            link.settimeout(5)
+            link.connect(str(self._control))
+            undo.pop_all()
         return link
