@@ -29,7 +29,19 @@ from typing import Final, Protocol
 from rds_csi.errors import FailedPrecondition, Rejected, Unavailable
 from rds_csi.fence_mode import FenceMode
 from rds_csi.metrics import ShimMetrics
-from rds_csi.routeros import Box, BoxError, BoxUnreachable, Disk, Export, MalformedAnswer, NoSuchItem, Nqn, OutcomeUnknown, Slot
+from rds_csi.routeros import (
+    Box,
+    BoxError,
+    BoxUnreachable,
+    Disk,
+    Export,
+    MalformedAnswer,
+    NoSuchItem,
+    Nqn,
+    OutcomeUnknown,
+    ReadBackMismatch,
+    Slot,
+)
 from rds_csi.volume_locks import VolumeLocks
 from rds_records import fencing
 from rds_records.clock import ServerClock
@@ -121,6 +133,14 @@ class Fence:
             told = fencing.admitted(record)
             try:
                 disk = await self._tell_box(record, told, cycle=cycle, deadline=deadline)
+            except ReadBackMismatch as error:
+                newest = await self.store.reread(record)
+                if fencing.admitted(newest) == told:
+                    raise await self._failed(newest, error) from error
+                # Another replica has written the record meanwhile and told the box so: what it admits is what counts.
+                record = newest
+                cycle = cycle or bool(told - fencing.admitted(record))
+                continue
             except BoxError as error:
                 raise await self._failed(record, error) from error
             decided = await self.store.change(record, self._confirming(told, end, disk=disk))

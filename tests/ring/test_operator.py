@@ -25,6 +25,13 @@ def results(operator: Operator) -> Counter[str]:
     return Counter({result: int(scrape.value("rds_csi_migration_migrations_total", result=result)) for result in RESULTS})
 
 
+@pytest.fixture(autouse=True)
+def nodes(cluster: Cluster) -> None:
+    """The nodes of these records, Ready: the operator has nothing to say of them."""
+    for node in ("node-a", "node-b"):
+        cluster.make_node(name=node)
+
+
 @pytest.fixture
 def counted(operator: Operator) -> Callable[[], Counter[str]]:
     """Return a function that tells how many migrations were counted since the test began, by result."""

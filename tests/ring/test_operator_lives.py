@@ -87,6 +87,13 @@ def lateness(cluster: Cluster, volume: StaticVolume, *, timeout: float = 30.0) -
     return found
 
 
+@pytest.fixture(autouse=True)
+def nodes(cluster: Cluster) -> None:
+    """The nodes of ``migrate``, Ready: the operator has nothing to say of them."""
+    for node in ("node-a", "node-b"):
+        cluster.make_node(name=node)
+
+
 @pytest.mark.requirement("R1", "R4")
 def test_killing_the_active_replica_loses_and_doubles_nothing(start: MakeOperator, cluster: Cluster) -> None:
     first = start("first")

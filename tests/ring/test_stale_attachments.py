@@ -13,7 +13,9 @@ import pytest
 
 from rds_records.fencing import NOBODY
 from rds_records.names import host_nqn_for
-from tests.ring.cluster import Cluster, StaticVolume, attachment_name
+from tests.ring.cluster import RECORD, Cluster, StaticVolume, attachment_name
+from tests.ring.controlplane import ControlPlane
+from tests.ring.definitions import let_go
 from tests.ring.driver import Operator, Shim
 from tests.ring.proxy import Proxy
 from tests.ring.rpc import RWO, RWX, Csi
@@ -104,6 +106,13 @@ def silence(cluster: Cluster, node: str) -> None:
     """Have the Node say that it is not ready."""
     conditions = [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}]
     cluster.api.patch("Node", node, {"status": {"conditions": conditions}}, subresource="status")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_other_records(installed: ControlPlane) -> None:
+    """A shim of these tests would release what others have left on record, and it would be counted."""
+    for body in installed.api.list(RECORD):
+        let_go(installed.api, body)
 
 
 @pytest.mark.requirement("R22")
