@@ -98,7 +98,7 @@ def commands() -> list[str]:
     told = {GUIDE, *(path.name for path in RUNBOOKS.glob("RdsCsi*.md"))}
     lines = [line for page, text in blocks("sh") if page in told for line in text.splitlines() if not NOT_HERE.match(line)]
     text = re.sub(r"^```.*?^```$", "", (ROOT / "docs" / GUIDE).read_text(), flags=re.DOTALL | re.MULTILINE)
-    lines += re.findall(r"`(kubectl [a-z-]+ [^`]+)`", text)
+    lines += [line for line in re.findall(r"`(kubectl [a-z-]+ [^`]+)`", text) if not NOT_HERE.match(line)]
     return list(dict.fromkeys(lines))
 
 
