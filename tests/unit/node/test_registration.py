@@ -113,7 +113,8 @@ async def test_socket_that_somebody_removed_is_made_again(registration: Registra
 
 
 async def test_registry_that_comes_back_gets_the_socket_again(registration: Registration, tmp_path: Path) -> None:
-    registry = tmp_path / "registry"
+    # The path of a unix socket is short.
+    registry = tmp_path / "r"
     registry.mkdir()
     path = registration_socket(str(registry), DRIVER)
     async with serve_registration(registration, path, look_seconds=0.01):
