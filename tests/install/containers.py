@@ -130,10 +130,6 @@ class Sandbox:
         )
         return int(json.loads(asked.stdout)["pid"])
 
-    def output(self, name: str) -> str:
-        """Return the log of a container, over all its lives."""
-        return self._running[name].output()
-
     def stop(self) -> None:
         """End all containers and remove the namespaces."""
         for name, process in self._running.items():

@@ -19,7 +19,7 @@ from typing import Self
 import urllib3
 
 from tests.install.containers import Container, Mount, RootFilesystem, Sandbox, give
-from tests.ring.api import Api, ApiError, Object, Unreachable, path_of
+from tests.ring.api import ApiError, Object, Unreachable, path_of
 from tests.ring.controlplane import ControlPlane
 from tests.ring.kubelet import HANDS_OFF
 from tests.ring.processes import LOOPBACK, LOOPBACK_FROM_GUESTS
@@ -78,12 +78,6 @@ class Machine:
         self._thread.join()
         for pod in self._pods.values():
             pod.sandbox.stop()
-
-    def output(self, workload: str, container: str) -> str:
-        """Return what a container of all pods of a workload has written, one pod after the other."""
-        return "".join(
-            pod.sandbox.output(container) for pod in list(self._pods.values()) if pod.body["metadata"]["name"].startswith(workload)
-        )
 
     def processes(self, workload: str) -> list[int]:
         """Return the first process of every container of a workload's pods, as the machine numbers it."""
@@ -295,8 +289,3 @@ def _wants_the_machine(body: Object) -> bool:
 def _expanded(word: str, environment: Mapping[str, str]) -> str:
     """Return an argument with its ``$(NAME)`` replaced (Kubernetes, "Define a command and arguments for a container")."""
     return re.sub(r"\$\(([A-Za-z_]\w*)\)", lambda found: environment.get(found[1], found[0]), word)
-
-
-def pods_of(api: Api, namespace: str, workload: str) -> list[Object]:
-    """Return the pods of a workload, as the API server has them."""
-    return [body for body in api.list("Pod", namespace) if body["metadata"]["name"].startswith(f"{workload}-")]

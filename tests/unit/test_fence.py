@@ -213,6 +213,34 @@ def test_an_answered_forced_detach_left_no_session_where_no_other_call_is_under_
     asyncio.run(live())
 
 
+class Overtaken(World):
+    """Another replica does something between a change that lets nobody in and the look at what it did, once."""
+
+    other: Callable[[], Coroutine[Any, Any, bool]] | None = None
+
+    async def run(self, command: str, *, deadline: float) -> Output:
+        output = await super().run(command, deadline=deadline)
+        if self.other and NOBODY in command:
+            other, self.other = self.other, None
+            assert await other()
+        return output
+
+
+def test_a_read_back_that_another_replica_has_overtaken_is_no_refusal() -> None:
+    world = Overtaken([], fresh())
+
+    async def live() -> None:
+        await publish(world, world.fence(), "node-a")
+        world.other = lambda: publish(world, world.fence(), "node-b")
+        assert await unpublish(world, world.fence(), "node-a")
+
+    asyncio.run(live())
+    assert world.other is None
+    assert [held.node_name for held in world.record.status.attachments] == ["node-b"]
+    assert world.hosts == host_nqns({"node-b"})
+    assert world.sessions == {"node-b"}
+
+
 async def nobody_left(handle: str, node: str, *, deadline: float) -> bool:
     raise AssertionError(f"{node} is not leaving")
 
